@@ -1,0 +1,333 @@
+"""From names to finished records: plan the cells, estimate, train what is missing, run, resume.
+
+What cells share is computed once: a classifier is trained once, images attacked on the bare classifier serve every
+defense, and a cell whose key is in the store is not run again (failed cells are).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import classifiers, data, device, draws, plugins, protocol, seeds, training
+from bench.cache import ChunkCache
+from bench.catalog import ATTACKS, CLASSIFIERS
+from bench.data import Dataset
+from bench.defense import Defense, has_door, settings, source_hash
+from bench.errors import BenchError, unknown
+from bench.evaluation import Examples, Subject, cell_key, cell_name, evaluate_cell, images_key, untouched
+from bench.places import home
+from bench.progress import Progress, duration
+from bench.protocol import AttackSpec, Protocol
+from bench.record import Cell, Store
+
+Named = tuple[str, type[Defense]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run was asked for, with names resolved; `specs` are the protocol's or a selection of them."""
+
+    protocol: Protocol
+    specs: tuple[AttackSpec, ...]
+    defenses: tuple[Named, ...]
+    classifiers: tuple[str, ...]
+    recipe: str | None
+    device: torch.device
+
+
+def plan(
+    defenses: Sequence[str | type[Defense]],
+    protocol_id: str | Protocol,
+    *,
+    classifier: Sequence[str] = (),
+    tracks: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    limit: int | None = None,
+    recipe: str | None = None,
+    on: str = "auto",
+) -> Plan:
+    """Resolve names before any work starts. Raises BenchError for the first that does not exist."""
+    chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
+    if limit is not None:
+        chosen = chosen.limited(limit)
+    for name in classifier:
+        if name not in CLASSIFIERS:
+            raise unknown("classifier", name, CLASSIFIERS, see="purifybench list classifiers")
+    named = tuple(dict.fromkeys(_named(defense) for defense in defenses))
+    for name, cls in named:
+        settings(cls, recipe if recipe in cls.recipes else None)
+        if cls.kind == "selective" or has_door(cls, "rejection_score"):
+            raise BenchError(f"{name} may refuse images; no protocol scores rejection yet, so it cannot be run")
+    if recipe is not None and not any(recipe in cls.recipes for _, cls in named):
+        raise unknown("recipe", recipe, {r for _, cls in named for r in cls.recipes})
+    return Plan(
+        protocol=chosen,
+        specs=tuple(chosen.select(tuple(tracks), tuple(attacks))),
+        defenses=named,
+        classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
+        recipe=recipe,
+        device=device.prepare(on),
+    )
+
+
+def _named(defense: str | type[Defense]) -> Named:
+    if isinstance(defense, str):
+        return plugins.slug(defense), plugins.load(defense)
+    registered = {point.value: name for name, point in plugins.installed().items()}
+    return registered.get(f"{defense.__module__}:{defense.__qualname__}", _snake(defense.__name__)), defense
+
+
+def _snake(name: str) -> str:
+    return "".join(("_" if c.isupper() and i else "") + c.lower() for i, c in enumerate(name))
+
+
+class Unusable(Defense):
+    """Stands where a defense could not be built or trained: every cell records the reason, and counts as wrong."""
+
+    title, paper, year = "unusable", "", 0
+
+    def __init__(self, classifier: nn.Module, *, reason: str = "") -> None:
+        super().__init__(classifier)
+        self.reason = reason
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        """Raises RuntimeError with the reason."""
+        raise RuntimeError(self.reason)
+
+
+def trained_subject(
+    named: Named,
+    classifier: str,
+    net: nn.Module,
+    net_weights: str,
+    dataset: Dataset,
+    recipe: str | None,
+    progress: Progress,
+) -> Subject:
+    """A defense built for a classifier, with its weights trained or loaded; `Unusable` if its code raises.
+
+    Construction and training see `dataset` with an empty test split.
+    """
+    name, cls = named
+    recipe_name, chosen = settings(cls, recipe if recipe in cls.recipes else None, dataset.shape)
+    key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": 0}
+    if cls.per_classifier:
+        key["classifier"] = net_weights
+    weights, built = "", None
+    try:
+        with untouched(net), training.global_seed(seeds.derive("initialise defense", name, key)):
+            built = cls(net, **chosen).to(dataset.train.images.device).eval()
+            if has_door(cls, "fit"):
+                unseen = replace(dataset, test=dataset.test[:0])
+                fit = built.fit
+                weights = training.load_or_fit(
+                    built, name, key, lambda generator, kept: fit(unseen, generator, kept), progress, source_hash(cls)
+                )
+    except BenchError:  # the disk, not the defense
+        raise
+    except Exception as problem:
+        reason = f"not {'built' if built is None else 'trained'}: {type(problem).__name__}: {problem}"
+        progress.say(f"{name} is {reason}")
+        built = Unusable(net, reason=reason)
+    built.requires_grad_(False).eval()
+    attacked = training.weights_hash(built.classifier)
+    return Subject(name, cls, built, recipe_name, chosen, weights, classifier, net_weights, attacked)
+
+
+def run(
+    plan: Plan, store: Store, *, data_root: Path | str | None = None, progress: Progress | None = None
+) -> list[Cell]:
+    """Run a plan into a store and return its cells in the plan's order; cells that the store holds are not run again.
+
+    Trainings and attacked images are kept under $PURIFYBENCH_HOME. Interrupted at any time, the same call resumes.
+    """
+    progress = progress or Progress()
+    dataset = data.load(plan.protocol.dataset, data_root).to(plan.device)
+    clean, indices = dataset.examples(plan.protocol.n_examples, plan.protocol.seed)
+    examples = Examples(dataset.name, dataset.split, clean, indices)
+    cache = ChunkCache(home() / "chunks")
+    cells: list[Cell] = []
+    for classifier in plan.classifiers:
+        net, net_weights = classifiers.trained(classifier, dataset, progress)
+        subjects = [
+            trained_subject(named, classifier, net, net_weights, dataset, plan.recipe, progress)
+            for named in plan.defenses
+        ]
+        finished: dict[tuple[str, str], Cell] = {}
+        open_cells: list[tuple[Subject, AttackSpec]] = []
+        for subject in subjects:
+            for spec in plan.specs:
+                stored = _stored(store, plan.protocol, subject, spec)
+                if stored is None:
+                    open_cells.append((subject, spec))
+                else:
+                    finished[subject.name, spec.slug] = stored
+        expected = _expected_seconds(open_cells, plan, examples, cache)
+        total = sum(expected.values())
+        if open_cells:
+            progress.say(f"{len(open_cells)} cells to run, about {duration(max(total, 1))}{_shorter(plan, total)}")
+        with progress.task(f"{plan.protocol.id}, classifier {classifier}", total=max(total, 1e-9)) as advance:
+            for subject, spec in open_cells:
+                cell = evaluate_cell(subject, plan.protocol, spec, examples, cache, progress)
+                store.save(cell)
+                finished[subject.name, spec.slug] = cell
+                advance(expected[subject.name, spec.slug])
+                if cell.record.status == "failed":
+                    progress.say(f"{subject.name} failed under {spec.slug}: {cell.record.error}")
+        for subject in subjects:
+            for spec in plan.specs:
+                cells.append(finished[subject.name, spec.slug])
+    for problem in dict.fromkeys(store.problems):
+        progress.say(f"not trusted: {problem}")
+    return cells
+
+
+def evaluate(
+    defense: str | type[Defense],
+    protocol: str | Protocol = "digits-v1-quick-draft",
+    *,
+    classifier: str | None = None,
+    tracks: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    limit: int | None = None,
+    recipe: str | None = None,
+    device: str = "auto",
+    records: Path | str = "results",
+    data_root: Path | str | None = None,
+    progress: Progress | None = None,
+) -> list[Cell]:
+    """Measure one defense, by name or by class, under a protocol: what `purifybench run` does, for a notebook.
+
+    Returns the cells, also kept in the folder `records`. Raises BenchError for anything that the caller can mend.
+
+    >>> from bench import evaluate
+    >>> cells = evaluate("kmeans", "digits-v1-quick-draft", limit=64)  # doctest: +SKIP
+    """
+    asked = plan(
+        [defense], protocol, classifier=[classifier] if classifier else [], tracks=tracks, attacks=attacks,
+        limit=limit, recipe=recipe, on=device,
+    )  # fmt: skip
+    return run(asked, Store(records), data_root=data_root, progress=progress)
+
+
+def _stored(store: Store, asked: Protocol, subject: Subject, spec: AttackSpec) -> Cell | None:
+    found = store.find(cell_key(subject, asked, spec), asked, subject.name, cell_name(subject, asked, spec))
+    return found if found is not None and found.record.status == "ok" else None
+
+
+def _expected_seconds(
+    open_cells: Sequence[tuple[Subject, AttackSpec]], plan: Plan, examples: Examples, cache: ChunkCache
+) -> dict[tuple[str, str], float]:
+    """The time each cell will take, from a short measurement on this machine: the classifier's forward and backward
+    pass for images that are still to be attacked, the defense's forward pass for scoring."""
+    if not open_cells:
+        return {}
+    chunk = next(examples.chunks())
+    probe = examples.clean.images[chunk]
+    net = open_cells[0][0].defense.classifier
+
+    def gradient() -> None:
+        images = probe.clone().requires_grad_()
+        torch.autograd.grad(net(images).sum(), images)
+
+    attacking = _seconds(gradient, plan.device) / len(probe)
+    scoring: dict[str, float] = {}
+    expected: dict[tuple[str, str], float] = {}
+    for subject, spec in open_cells:
+        if subject.name not in scoring:
+            scoring[subject.name] = _purify_seconds(subject, probe, plan) / len(probe)
+        _, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
+        first = backward and not any(slug == spec.slug for _, slug in expected)  # the others share its images
+        missing = 0
+        if first:
+            chunks = (
+                c for c in examples.chunks() if not cache.has(images_key(subject, plan.protocol, spec, examples, c))
+            )
+            missing = sum(c.stop - c.start for c in chunks)
+        expected[subject.name, spec.slug] = attacking * backward * missing + scoring[subject.name] * len(
+            examples.indices
+        )
+    return expected
+
+
+def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
+    generator = draws.generator(plan.device, "estimate")
+    times = plan.protocol.scoring_draws if subject.cls.stochastic else 1
+
+    def purify() -> None:
+        with torch.no_grad():
+            subject.defense.logits(probe, generator)
+
+    try:
+        with untouched(subject.defense.classifier):
+            return _seconds(purify, plan.device) * times
+    except Exception:  # it will fail in its cells, and be recorded there
+        return 0.0
+
+
+def _shorter(plan: Plan, seconds: float) -> str:
+    quick = plan.protocol.id.replace("-v1", "-v1-quick", 1)
+    return f" ({quick} is a shorter look)" if quick in protocol.PROTOCOLS and seconds > 600 else ""
+
+
+def _seconds(work: Callable[[], None], on: torch.device) -> float:
+    work()
+    device.synchronize(on)
+    started = time.perf_counter()
+    work()
+    device.synchronize(on)
+    return time.perf_counter() - started
+
+
+def outline(asked: Plan, store: Store) -> list[str]:
+    """What a plan would do, without training anything: its cells, and the rows that its attacks cost at most."""
+    lines = [
+        f"{asked.protocol.id}: {asked.protocol.n_examples} images of {asked.protocol.dataset} on {asked.device.type}"
+    ]
+    stored = {(cell.record.defense, cell.record.cell) for cell in store.cells(asked.protocol.id)}
+    for classifier in asked.classifiers:
+        costs = [ATTACKS[spec.attack].cost(**dict(spec.params)) for spec in asked.specs]
+        forward, backward = (sum(cost[side] for cost in costs) * asked.protocol.n_examples for side in (0, 1))
+        lines.append(
+            f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all defenses"
+        )
+        names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
+        for name, cls in asked.defenses:
+            done = sum((name, cell) in stored for cell in names)
+            draws_each = asked.protocol.scoring_draws if cls.stochastic else 1
+            passes = (len(names) - done) * asked.protocol.n_examples * draws_each
+            lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify")
+    return lines
+
+
+def clean_accuracy(
+    name: str,
+    dataset: str,
+    *,
+    recipe: str | None = None,
+    classifier: str = "A",
+    on: str = "auto",
+    data_root: Path | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[float, float]:
+    """Train (or load) a defense; the accuracy on the validation split with it and of the classifier without it."""
+    progress, place = progress or Progress(), device.prepare(on)
+    named = _named(name)
+    loaded = data.load(dataset, data_root).to(place)
+    net, net_weights = classifiers.trained(classifier, loaded, progress)
+    subject = trained_subject(named, classifier, net, net_weights, loaded, recipe, progress)
+    right = bare = 0
+    with progress.task(f"{name} on validation", total=len(loaded.validation)) as advance, torch.no_grad():
+        for start in range(0, len(loaded.validation), device.chunk_size(place)):
+            batch = loaded.validation[start : start + device.chunk_size(place)]
+            generator = draws.generator(place, "validation", start)
+            right += int((subject.defense.logits(batch.images, generator).argmax(1) == batch.labels).sum())
+            bare += int((net(batch.images).argmax(1) == batch.labels).sum())
+            advance(len(batch))
+    return right / len(loaded.validation), bare / len(loaded.validation)

@@ -1,0 +1,436 @@
+"""The contract of bench.defense as a list of checks, run on every installed defense and by submitters on their own.
+
+Each `check_*` takes the class and 16 images (N, C, H, W) in [0, 1], builds an untrained instance in front of an
+untrained classifier, and raises ContractError with what was found and what to do. No check knows a defense by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from bench import classifiers, data, draws, training
+from bench.data import Dataset
+from bench.defense import Defense, has_door, settings
+from bench.errors import BenchError
+from bench.evaluation import untouched
+from bench.progress import Advance, Progress
+
+Check = Callable[[type[Defense], Tensor], None]
+CLOSE = 1e-5  # between two orders of the same floating-point work
+
+
+class ContractError(BenchError):
+    """A defense breaks a point of the contract."""
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
+
+
+def _build(cls: type[Defense], images: Tensor) -> Defense:
+    """An untrained instance in front of untrained classifier A, the same at every call."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    classifier = classifiers.build("A", shape).requires_grad_(False)
+    _, chosen = settings(cls, None, shape)
+    with training.global_seed(0):
+        return cls(classifier, **chosen).eval()
+
+
+def _purify(defense: Defense, images: Tensor, seed: int = 0) -> Tensor:
+    with torch.no_grad():
+        return defense.purify(images, draws.generator(images.device, "check", seed))
+
+
+def _logits(defense: Defense, images: Tensor, seed: int = 0) -> Tensor:
+    with torch.no_grad():
+        return defense.logits(images, draws.generator(images.device, "check", seed))
+
+
+def check_facts(cls: type[Defense], images: Tensor) -> None:
+    """Title, paper, year, kind and a docstring are there: the board shows them."""
+    for fact, kind in (("title", str), ("paper", str), ("year", int), ("trained_on", str)):
+        value = getattr(cls, fact, None)
+        _expect(
+            isinstance(value, kind) and bool(value),
+            f"{cls.__name__}.{fact} is {value!r}, expected a {kind.__name__}; set it",
+        )
+    _expect(
+        cls.paper.startswith(("https://", "http://")),
+        f"{cls.__name__}.paper is {cls.paper!r}, expected a link",
+    )
+    _expect(1990 <= cls.year <= 2100, f"{cls.__name__}.year is {cls.year}, expected the year of publication")
+    kinds = ("purifier", "selective", "hardened")
+    _expect(cls.kind in kinds, f"{cls.__name__}.kind is {cls.kind!r}, expected one of {', '.join(kinds)}")
+    _expect(
+        bool((cls.__doc__ or "").strip()),
+        f"{cls.__name__} has no docstring; its first line is the board's summary",
+    )
+
+
+def check_builds_from_keywords(cls: type[Defense], images: Tensor) -> None:
+    """Every hyper-parameter is a keyword with a default, and every recipe sets existing ones."""
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
+        wanted = parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not inspect.Parameter.empty
+        _expect(
+            wanted,
+            f"{cls.__name__}.__init__: {parameter.name} must be keyword-only with the paper's default",
+        )
+    _expect(bool(cls.recipes), f"{cls.__name__}.recipes is empty; leave it out or name one")
+    for recipe in cls.recipes:
+        settings(cls, recipe)
+    _build(cls, images)
+
+
+def check_classifier_is_not_a_child(cls: type[Defense], images: Tensor) -> None:
+    """The shared classifier is neither saved nor trained nor moved with a purifier."""
+    defense = _build(cls, images)
+    _expect(
+        isinstance(defense.classifier, nn.Module),
+        f"{cls.__name__} has no classifier; call super().__init__(classifier)",
+    )
+    if cls.kind == "purifier":
+        shared = {id(parameter) for parameter in defense.classifier.parameters()}
+        mine = [name for name, parameter in defense.named_parameters() if id(parameter) in shared]
+        _expect(
+            not mine,
+            f"{cls.__name__} owns the classifier's parameter {mine[:1]}; use self.classifier, assign it nowhere",
+        )
+
+
+def check_images_come_back(cls: type[Defense], images: Tensor) -> None:
+    """Same shape, type and device, finite, in [0, 1]; for 16 images, for one, for black, white and noise."""
+    defense = _build(cls, images)
+    noise = draws.ImageDraws.derived(torch.arange(4), "check").uniform(*images.shape[1:])
+    for what, batch in {
+        "16 images": images,
+        "one image": images[:1],
+        "black images": torch.zeros_like(images[:2]),
+        "white images": torch.ones_like(images[:2]),
+        "uniform noise": noise,
+    }.items():
+        purified = _purify(defense, batch)
+        name = f"{cls.__name__}.purify of {what}"
+        _expect(isinstance(purified, Tensor), f"{name} returned {type(purified).__name__}, expected a tensor")
+        same = (purified.shape, purified.dtype, purified.device) == (batch.shape, batch.dtype, batch.device)
+        _expect(
+            same,
+            f"{name} returned {purified.dtype} {tuple(purified.shape)} on {purified.device}, expected {batch.dtype} "
+            f"{tuple(batch.shape)} on {batch.device}",
+        )
+        _expect(bool(purified.isfinite().all()), f"{name} returned values that are not finite")
+        low, high = float(purified.min()), float(purified.max())
+        _expect(
+            low >= 0 and high <= 1,
+            f"{name} returned values in [{low:.4g}, {high:.4g}], expected [0, 1]; rescale or clamp the output",
+        )
+
+
+def check_logits(cls: type[Defense], images: Tensor) -> None:
+    """Logits are (N, K) and finite; unless overridden they are the classifier's at the purified image."""
+    defense = _build(cls, images)
+    logits = _logits(defense, images)
+    _expect(
+        logits.ndim == 2 and len(logits) == len(images) and bool(logits.isfinite().all()),
+        f"{cls.__name__}.logits returned {tuple(logits.shape)}, expected ({len(images)}, classes), all finite",
+    )
+
+
+def check_input_is_unchanged(cls: type[Defense], images: Tensor) -> None:
+    """The caller's images are not written to."""
+    defense, before = _build(cls, images), images.clone()
+    _purify(defense, images)
+    _expect(torch.equal(images, before), f"{cls.__name__}.purify changed its input; work on images.clone()")
+
+
+def check_same_seed_same_output(cls: type[Defense], images: Tensor) -> None:
+    """All randomness comes from the generator: same seed, same images, whatever torch's global seed is."""
+    defense = _build(cls, images)
+    with training.global_seed(1):
+        first = _logits(defense, images), _purify(defense, images)
+    with training.global_seed(2):
+        second = _logits(defense, images), _purify(defense, images)
+    for door, a, b in zip(("logits", "purify"), first, second, strict=True):
+        _expect(
+            torch.equal(a, b),
+            f"{cls.__name__}.{door} differs between two calls with the same generator; pass it to every random call",
+        )
+
+
+def check_global_randomness_is_untouched(cls: type[Defense], images: Tensor) -> None:
+    """torch's global generator is not used: a random attack would see its numbers."""
+    defense = _build(cls, images)
+    before = torch.random.get_rng_state()
+    _logits(defense, images)
+    unused = torch.equal(before, torch.random.get_rng_state())
+    torch.random.set_rng_state(before)
+    _expect(unused, f"{cls.__name__} draws from torch's global generator; pass generator=... instead")
+
+
+def check_randomness_is_declared(cls: type[Defense], images: Tensor) -> None:
+    """Other seeds give other images if and only if `stochastic` says so."""
+    defense = _build(cls, images)
+    differs = any(not torch.equal(_purify(defense, images, 0), _purify(defense, images, seed)) for seed in (1, 2))
+    if not differs and has_door(cls, "logits"):
+        differs = not torch.equal(_logits(defense, images, 0), _logits(defense, images, 1))
+    _expect(
+        differs == cls.stochastic,
+        f"{cls.__name__} is {'random' if differs else 'deterministic'} but declares stochastic = {cls.stochastic}; "
+        f"set stochastic = {differs}",
+    )
+
+
+def check_rows_are_independent(cls: type[Defense], images: Tensor) -> None:
+    """An image's result does not depend on the other images of the batch; a deterministic one not on its place."""
+    defense = _build(cls, images)
+    together = _purify(defense, images)
+    others = images.clone()
+    others[1:] = 1 - others[1:]
+    gap = float((_purify(defense, others)[0] - together[0]).abs().max())
+    _expect(
+        gap <= CLOSE,
+        f"{cls.__name__}.purify: image 0 changes by {gap:.2g} when the others change; use no statistics of the batch",
+    )
+    if not cls.stochastic:
+        for what, alone in {
+            "alone": torch.cat([_purify(defense, image[None]) for image in images]),
+            "in reversed order": _purify(defense, images.flip(0)).flip(0),
+        }.items():
+            gap = float((alone - together).abs().max())
+            _expect(
+                gap <= CLOSE,
+                f"{cls.__name__}.purify: an image purified {what} differs by {gap:.2g} from the batch",
+            )
+
+
+def check_stateless(cls: type[Defense], images: Tensor) -> None:
+    """Purifying leaves no trace: weights, buffers and later results stay as they were, in eval mode."""
+    defense = _build(cls, images)
+    before, first = training.weights_hash(defense), _logits(defense, images)
+    _logits(defense, 1 - images, seed=5)
+    _expect(training.weights_hash(defense) == before, f"{cls.__name__}: purifying changed its weights or buffers")
+    _expect(
+        torch.equal(_logits(defense, images), first),
+        f"{cls.__name__}: the same images give another result after others were purified; keep no state",
+    )
+    _expect(
+        not any(module.training for module in defense.modules()),
+        f"{cls.__name__}: purifying left a module in training mode",
+    )
+
+
+def check_grad_mode_makes_no_difference(cls: type[Defense], images: Tensor) -> None:
+    """The attacker, who needs gradients, and the scorer, who does not, see the same values."""
+    defense = _build(cls, images)
+    quiet = _logits(defense, images)
+    with torch.enable_grad():
+        attacked = images.clone().requires_grad_()
+        loud = defense.logits(attacked, draws.generator(images.device, "check", 0)).detach()
+    gap = float((quiet - loud).abs().max())
+    _expect(
+        gap <= CLOSE * max(1.0, float(quiet.abs().max())),
+        f"{cls.__name__}.logits differ by {gap:.2g} between gradients on and off; do not look at the grad mode",
+    )
+
+
+def check_gradient_reaches_the_images(cls: type[Defense], images: Tensor) -> None:
+    """A differentiable defense has a finite, nonzero gradient; any other has one through `surrogate_logits`."""
+    defense = _build(cls, images)
+    door = "logits" if cls.differentiable else "surrogate_logits"
+    attacked = images.clone().requires_grad_()
+    with torch.enable_grad():
+        out = getattr(defense, door)(attacked, draws.generator(images.device, "check", 0))
+        _expect(out.requires_grad, f"{cls.__name__}.{door} has no gradient with respect to the images")
+        (gradient,) = torch.autograd.grad(out.square().sum(), attacked, allow_unused=True)
+    _expect(gradient is not None, f"{cls.__name__}.{door}: the images are not part of the graph")
+    _expect(bool(gradient.isfinite().all()), f"{cls.__name__}.{door}: the gradient is not finite")
+    dead = int((gradient.flatten(1).abs().amax(dim=1) == 0).sum())
+    advice = "set differentiable = False or mend it" if cls.differentiable else "give `approximate` a gradient"
+    _expect(dead == 0, f"{cls.__name__}.{door}: the gradient is zero for {dead} of {len(images)} images; {advice}")
+
+
+def check_surrogate_has_the_true_value(cls: type[Defense], images: Tensor) -> None:
+    """`surrogate_logits` equals `logits` in value; whoever overrides one overrides both or is differentiable."""
+    if has_door(cls, "logits") and not has_door(cls, "surrogate_logits"):
+        _expect(
+            cls.differentiable,
+            f"{cls.__name__} overrides logits: override surrogate_logits too, or declare differentiable = True",
+        )
+        return
+    defense = _build(cls, images)
+    with torch.no_grad():
+        surrogate = defense.surrogate_logits(images, draws.generator(images.device, "check", 0))
+    gap = float((surrogate - _logits(defense, images)).abs().max())
+    _expect(
+        gap <= 1e-3,
+        f"{cls.__name__}.surrogate_logits is off by {gap:.2g} from logits; only its gradient may differ",
+    )
+
+
+def check_classifier_is_untouched(cls: type[Defense], images: Tensor) -> None:
+    """Purifying and fitting leave the shared classifier's weights and mode alone."""
+    defense = _build(cls, images)
+    try:
+        with untouched(defense.classifier):
+            _logits(defense, images)
+            if cls.kind == "purifier":
+                _one_step(defense)
+    except RuntimeError as problem:
+        raise ContractError(f"{cls.__name__}: {problem}") from problem
+
+
+def check_fit_learns(cls: type[Defense], images: Tensor) -> None:
+    """One step of `fit` on digits changes the weights, keeps them finite and leaves the data alone."""
+    if not has_door(cls, "fit"):
+        return
+    defense = _build(cls, images)
+    before, tiny = training.weights_hash(defense), _tiny_data()
+    _expect(
+        bool(before),
+        f"{cls.__name__} has a fit but no weights; register what it learns as parameters or buffers",
+    )
+    untrained = tiny.train.images.clone()
+    _one_step(defense)
+    _expect(training.weights_hash(defense) != before, f"{cls.__name__}.fit changed no weights in its first step")
+    finite = all(bool(tensor.isfinite().all()) for tensor in defense.state_dict().values())
+    _expect(finite, f"{cls.__name__}.fit made weights that are not finite")
+    _expect(torch.equal(tiny.train.images, untrained), f"{cls.__name__}.fit wrote to the training images")
+
+
+def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
+    """encode, posterior and decode fit together where they exist."""
+    defense = _build(cls, images)
+    with torch.no_grad():
+        if has_door(cls, "posterior"):
+            mean, log_variance = defense.posterior(images)
+            fits = mean.shape == log_variance.shape and mean.ndim == 2 and len(mean) == len(images)
+            _expect(fits, f"{cls.__name__}.posterior returned {tuple(mean.shape)} and {tuple(log_variance.shape)}")
+        if has_door(cls, "encode"):
+            codes = defense.encode(images)
+            _expect(
+                len(codes) == len(images),
+                f"{cls.__name__}.encode returned {len(codes)} codes for {len(images)} images",
+            )
+            if has_door(cls, "decode"):
+                decoded = defense.decode(codes)
+                _expect(
+                    decoded.shape == images.shape,
+                    f"{cls.__name__}.decode(encode(images)) is {tuple(decoded.shape)}, expected {tuple(images.shape)}",
+                )
+
+
+def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
+    """A selective defense scores each image with one finite number, the same for the same draw."""
+    _expect(
+        (cls.kind == "selective") == has_door(cls, "rejection_score"),
+        f"{cls.__name__}: kind = 'selective' and rejection_score go together",
+    )
+    if not has_door(cls, "rejection_score"):
+        return
+    defense = _build(cls, images)
+    with torch.no_grad():
+        first, second = (defense.rejection_score(images, draws.generator(images.device, "check", 0)) for _ in range(2))
+    _expect(
+        first.shape == (len(images),) and bool(first.isfinite().all()),
+        f"{cls.__name__}.rejection_score returned {tuple(first.shape)}, expected ({len(images)},), all finite",
+    )
+    _expect(
+        torch.equal(first, second),
+        f"{cls.__name__}.rejection_score differs between calls with the same generator",
+    )
+
+
+ALL: tuple[Check, ...] = (
+    check_facts,
+    check_builds_from_keywords,
+    check_classifier_is_not_a_child,
+    check_images_come_back,
+    check_logits,
+    check_input_is_unchanged,
+    check_same_seed_same_output,
+    check_global_randomness_is_untouched,
+    check_randomness_is_declared,
+    check_rows_are_independent,
+    check_stateless,
+    check_grad_mode_makes_no_difference,
+    check_gradient_reaches_the_images,
+    check_surrogate_has_the_true_value,
+    check_classifier_is_untouched,
+    check_fit_learns,
+    check_latent_doors,
+    check_rejection_score,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check: `problem` is empty where the contract is kept."""
+
+    check: str
+    meaning: str
+    problem: str
+
+
+def run(cls: type[Defense], images: Tensor | None = None) -> Iterator[Finding]:
+    """Run every check on a class, one after the other; a check that crashes is a finding too."""
+    batch = sixteen_digits() if images is None else images
+    for check in ALL:
+        meaning = (check.__doc__ or "").strip().splitlines()[0]
+        try:
+            check(cls, batch.clone())
+            problem = ""
+        except ContractError as broken:
+            problem = str(broken)
+        except Exception as crash:
+            problem = f"{type(crash).__name__}: {crash}"
+        yield Finding(check.__name__.removeprefix("check_"), meaning, problem)
+
+
+@cache
+def _digits() -> Dataset:
+    return data.load("digits")
+
+
+def sixteen_digits() -> Tensor:
+    """Sixteen real images, (16, 1, 28, 28)."""
+    return _digits().train.images[:16].clone()
+
+
+def _tiny_data() -> Dataset:
+    digits = _digits()
+    return Dataset(
+        "digits", digits.train[:32], digits.validation[:32], digits.test[:0], digits.class_names, digits.split
+    )
+
+
+class _EnoughError(Exception):
+    pass
+
+
+class _OneStep(Progress):
+    """Stops a training after its first optimizer step, where it reports it."""
+
+    @contextmanager
+    def task(self, label: str, total: float, done: float = 0) -> Iterator[Advance]:
+        def advance(units: float) -> None:
+            raise _EnoughError
+
+        yield advance
+
+
+def _one_step(defense: Defense) -> None:
+    """One optimizer step of `fit` where it reports progress, all of it on 32 images where it does not."""
+    if has_door(defense, "fit"):
+        try:
+            with training.global_seed(0):
+                defense.fit(_tiny_data(), draws.generator("cpu", "check", "fit"), _OneStep())
+        except _EnoughError:
+            pass
+    defense.eval()

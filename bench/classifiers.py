@@ -1,0 +1,118 @@
+"""The classifiers that defenses stand in front of: models A, B and C of the Defense-GAN paper (arXiv:1805.06605).
+
+The papers print dropout as a drop rate and we follow them (the TensorFlow code behind them treats the same number as
+the share to keep); model C's second kernel is 5x5 as in every released code. All return logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import seeds, training
+from bench.catalog import CLASSIFIERS
+from bench.data import Dataset
+from bench.errors import unknown
+from bench.progress import Progress
+
+Shape = tuple[int, int, int]
+
+
+def _conv_relu(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.ReLU()
+
+
+def _features(layers: nn.Sequential, shape: Shape) -> int:
+    """The number of features that `layers` make of one image of `shape`."""
+    with torch.no_grad():
+        return int(layers.eval()(torch.zeros(1, *shape)).numel())
+
+
+def _two_hidden(convolutions: nn.Sequential, shape: Shape, n_classes: int) -> nn.Sequential:
+    """Models A and C: flatten, dropout 0.25, 128 hidden units, dropout 0.5."""
+    width = _features(convolutions, shape)
+    return nn.Sequential(
+        *convolutions, nn.Flatten(), nn.Dropout(0.25), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(128, n_classes),
+    )  # fmt: skip
+
+
+def _a(shape: Shape, n_classes: int) -> nn.Sequential:
+    convolutions = nn.Sequential(*_conv_relu(shape[0], 64, 5, padding=2), *_conv_relu(64, 64, 5, stride=2))
+    return _two_hidden(convolutions, shape, n_classes)
+
+
+def _b(shape: Shape, n_classes: int) -> nn.Sequential:
+    convolutions = nn.Sequential(
+        nn.Dropout(0.2),
+        *_conv_relu(shape[0], 64, 8, stride=2, padding=3),
+        *_conv_relu(64, 128, 6, stride=2),
+        *_conv_relu(128, 128, 5),
+    )
+    width = _features(convolutions, shape)
+    return nn.Sequential(*convolutions, nn.Dropout(0.5), nn.Flatten(), nn.Linear(width, n_classes))
+
+
+def _c(shape: Shape, n_classes: int) -> nn.Sequential:
+    convolutions = nn.Sequential(*_conv_relu(shape[0], 128, 3, padding=1), *_conv_relu(128, 64, 5, stride=2))
+    return _two_hidden(convolutions, shape, n_classes)
+
+
+BUILDERS: Mapping[str, Callable[[Shape, int], nn.Sequential]] = MappingProxyType({"A": _a, "B": _b, "C": _c})
+
+# Short, and enough for the published clean accuracies: Adam with its rate falling to zero along a cosine.
+RECIPE: Mapping[str, float] = MappingProxyType(
+    {"epochs": 4, "minimum_steps": 250, "batch_size": 128, "learning_rate": 1e-3}
+)
+
+
+def build(name: str, shape: Shape = (1, 28, 28), n_classes: int = 10, seed: int = 0) -> nn.Sequential:
+    """An untrained classifier for images of `shape` (C, H, W), in eval mode, its weights drawn from `seed`.
+
+    Raises BenchError for an unknown name.
+    """
+    if name not in BUILDERS:
+        raise unknown("classifier", name, CLASSIFIERS, see="purifybench list classifiers")
+    with training.global_seed(seeds.derive("initialise classifier", name, shape, n_classes, seed)):
+        return BUILDERS[name](shape, n_classes).eval()
+
+
+def fit(
+    classifier: nn.Module, data: Dataset, generator: Generator, progress: Progress, label: str = "classifier"
+) -> None:
+    """Train `classifier` in place on `data.train` with RECIPE and cross-entropy, and leave it in eval mode."""
+
+    def batch_loss(images: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(classifier(images), labels)
+
+    training.train(
+        classifier,
+        batch_loss,
+        (data.train.images, data.train.labels),
+        optimizer=torch.optim.Adam(classifier.parameters(), lr=RECIPE["learning_rate"]),
+        epochs=int(RECIPE["epochs"]),
+        minimum_steps=int(RECIPE["minimum_steps"]),
+        batch_size=int(RECIPE["batch_size"]),
+        schedule=training.cosine,
+        generator=generator,
+        progress=progress,
+        label=label,
+    )
+
+
+def trained(name: str, data: Dataset, progress: Progress, seed: int = 0) -> tuple[nn.Sequential, str]:
+    """The classifier trained on `data` (loaded if it was before), frozen, in eval mode; and its weights' hash."""
+    classifier = build(name, data.shape, len(data.class_names), seed).to(data.train.images.device)
+    weights_hash = training.load_or_fit(
+        classifier,
+        f"classifier_{name}",
+        {"dataset": data.name, "split": data.split, "recipe": dict(RECIPE), "seed": seed},
+        lambda generator, kept: fit(classifier, data, generator, kept, f"training classifier {name} on {data.name}"),
+        progress,
+    )
+    return classifier.requires_grad_(False).eval(), weights_hash

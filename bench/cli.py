@@ -1,0 +1,442 @@
+"""The command line: arguments in, calls to the harness, errors as one line. Torch is imported only where needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench import catalog, plugins, protocol
+from bench.errors import BenchError, unknown
+
+if TYPE_CHECKING:
+    from bench.record import Cell
+
+app = typer.Typer(
+    name="purifybench",
+    help="A benchmark for defenses that purify or refuse images, against attackers who know them.\n\n"
+    "Start with `purifybench demo` (about three minutes, no data needed), then `purifybench list defenses`, "
+    "`purifybench run DEFENSE --protocol mnist-v1-quick-draft`, `purifybench site build`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Find, check and fetch data sets.", no_args_is_help=True)
+site_app = typer.Typer(help="The leaderboard as static pages.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
+
+
+def _starting(names: Iterable[str], typed: str) -> list[str]:
+    return [name for name in names if name.startswith(typed)]
+
+
+def _complete_defense(incomplete: str) -> list[str]:
+    return _starting(plugins.installed(), incomplete)
+
+
+def _complete_protocol(incomplete: str) -> list[str]:
+    return _starting(protocol.PROTOCOLS, incomplete)
+
+
+def _complete_classifier(incomplete: str) -> list[str]:
+    return _starting(catalog.CLASSIFIERS, incomplete)
+
+
+def _complete_attack(incomplete: str) -> list[str]:
+    return _starting(catalog.ATTACKS, incomplete)
+
+
+def _complete_track(incomplete: str) -> list[str]:
+    return _starting(protocol.TRACKS, incomplete)
+
+
+def _complete_dataset(incomplete: str) -> list[str]:
+    return _starting(catalog.DATASETS, incomplete)
+
+
+def _complete_kind(incomplete: str) -> list[str]:
+    return _starting(LISTS, incomplete)
+
+
+Defenses = Annotated[list[str], typer.Argument(help="Names of defenses, or `all`.", autocompletion=_complete_defense)]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds MNIST/raw and FashionMNIST/raw.", envvar="PURIFYBENCH_DATA"),
+]
+Records = Annotated[Path, typer.Option(help="Folder of the records.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=lambda: ["auto", "cpu", "cuda"])]
+ProtocolId = Annotated[str, typer.Option("--protocol", "-p", help="Its id.", autocompletion=_complete_protocol)]
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Names given as `--tracks a,b` or `--tracks a --tracks b`."""
+    return [name for value in values or [] for name in value.split(",") if name]
+
+
+def _every(defenses: list[str]) -> list[str]:
+    return list(plugins.installed()) if defenses == ["all"] else defenses
+
+
+def _print(*things: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for thing in things:
+        console.print(thing, highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where records and pages go.")] = Path("purifybench-demo"),
+    device: Device = "auto",
+) -> None:
+    """Train on real digits, attack three defenses, build the leaderboard: about three minutes on two cores.
+
+    Uses scikit-learn's bundled digits, so it needs no network. Stop it with Ctrl-C whenever you like; the next run
+    goes on where this one stopped.
+    """
+    from bench import campaign, progress, report
+    from bench.record import Store
+
+    shown = progress.for_terminal()
+    asked = campaign.plan(["identity", "kmeans", "identity_vae"], "digits-v1-quick-draft", on=device)
+    cells = campaign.run(asked, Store(out / "records"), progress=shown)
+    _print(report.summary(cells, asked.protocol))
+    page = _build_site([out / "records"], out / "site")
+    typer.echo(f"The leaderboard: {page.resolve()}")
+
+
+@app.command()
+def run(
+    defenses: Defenses,
+    protocol_id: ProtocolId = "digits-v1-quick-draft",
+    classifier: Annotated[
+        list[str] | None, typer.Option(help="Default: the protocol's.", autocompletion=_complete_classifier)
+    ] = None,
+    tracks: Annotated[list[str] | None, typer.Option(help="Only these tracks.", autocompletion=_complete_track)] = None,
+    attacks: Annotated[
+        list[str] | None, typer.Option(help="Only these attacks.", autocompletion=_complete_attack)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N images; such runs are never ranked.", min=1)
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
+    device: Device = "auto",
+    records: Records = Path("results"),
+    data_root: DataRoot = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what would run, and stop.")] = False,
+) -> None:
+    """Measure defenses under a protocol and keep one record a cell.
+
+    Trains what is not trained yet, says how long it will take, and resumes where an earlier run stopped: a cell that is
+    in the records is not run again.
+
+        purifybench run identity kmeans --protocol digits-v1-quick-draft
+        purifybench run all --protocol mnist-v1-draft --data-root DIR
+    """
+    from bench import campaign, progress, report
+    from bench.record import Store
+
+    asked = campaign.plan(
+        _every(defenses), protocol_id, classifier=_split(classifier), tracks=_split(tracks), attacks=_split(attacks),
+        limit=limit, recipe=recipe, on=device,
+    )  # fmt: skip
+    if estimate:
+        _print(*campaign.outline(asked, Store(records)))
+        return
+    cells = campaign.run(asked, Store(records), data_root=data_root, progress=progress.for_terminal())
+    _print(report.summary(cells, asked.protocol))
+    typer.echo(f"Records: {records / asked.protocol.id}; next: purifybench site build --records {records}")
+    if any(cell.record.status == "failed" for cell in cells):
+        raise typer.Exit(1)
+
+
+LISTS = ("defenses", "attacks", "classifiers", "datasets", "protocols")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help=", ".join(LISTS), autocompletion=_complete_kind)] = "defenses",
+) -> None:
+    """List what exists: defenses, attacks, classifiers, datasets or protocols."""
+    rows: dict[str, str]
+    if kind == "defenses":
+        rows = {
+            name: f"{point.value} ({point.dist.name if point.dist else '?'})"
+            for name, point in plugins.installed().items()
+        }
+    elif kind == "attacks":
+        rows = {name: info.title for name, info in catalog.ATTACKS.items()}
+    elif kind == "classifiers":
+        rows = dict(catalog.CLASSIFIERS)
+    elif kind == "datasets":
+        rows = dict(catalog.DATASETS)
+    elif kind == "protocols":
+        rows = {
+            p.id: f"{p.n_examples} images of {p.dataset}, {len(p.attacks)} cells. {p.purpose}"
+            for p in protocol.PROTOCOLS.values()
+        }
+    else:
+        raise unknown("list", kind, LISTS)
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _complete_thing(incomplete: str) -> list[str]:
+    return _starting([*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS], incomplete)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A defense, a protocol or an attack.", autocompletion=_complete_thing)],
+    records: Records = Path("results"),
+) -> None:
+    """Show a protocol's cells, an attack, or a defense with all that was measured of it."""
+    if name in protocol.PROTOCOLS:
+        _show_protocol(protocol.get(name))
+    elif name in catalog.ATTACKS:
+        info = catalog.ATTACKS[name]
+        forward, backward = info.cost()
+        typer.echo(f"{info.title}\n{info.function}, version {info.version}\nnorms: {', '.join(info.norms) or 'none'}")
+        typer.echo(
+            f"cost per image at default settings: {forward} forward, {backward} backward rows\n{info.paper}".strip()
+        )
+    elif plugins.slug(name) in plugins.installed():
+        _show_defense(plugins.slug(name), records)
+    else:
+        raise unknown(
+            "defense, protocol or attack", name, [*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS]
+        )
+
+
+def _show_protocol(chosen: protocol.Protocol) -> None:
+    typer.echo(f"{chosen.id}  (sha256 {chosen.hash[:16]})\n{chosen.purpose}")
+    typer.echo(
+        f"{chosen.n_examples} images of {chosen.dataset}, classifier {'/'.join(chosen.classifiers)}, seed {chosen.seed}"
+    )
+    for track in chosen.tracks:
+        typer.echo(f"\n{track}: {protocol.TRACKS[track]}")
+        for spec in chosen.select((track,)):
+            typer.echo(f"  {spec.slug:<32} {', '.join(f'{k}={v}' for k, v in spec.params)}".rstrip())
+
+
+def _show_defense(name: str, records: Path) -> None:
+    from bench import report
+    from bench.defense import settings
+    from bench.record import Store
+
+    cls = plugins.load(name)
+    facts = f"stochastic: {cls.stochastic}, differentiable: {cls.differentiable}, trained on {cls.trained_on}"
+    typer.echo(f"{cls.title} ({name}), {cls.year}, {cls.paper}\n\n{(cls.__doc__ or '').strip()}\n\n{facts}")
+    for recipe in cls.recipes:
+        typer.echo(
+            f"recipe {recipe}: {', '.join(f'{k}={v}' for k, v in settings(cls, recipe)[1].items()) or 'no settings'}"
+        )
+    by_protocol: dict[str, list[Cell]] = {}
+    for cell in Store(records).cells(defense=name):
+        by_protocol.setdefault(cell.record.protocol, []).append(cell)
+    for protocol_id, cells in by_protocol.items():
+        typer.echo(f"\n{protocol_id}")
+        _print(report.details(cells))
+    if not by_protocol:
+        typer.echo(f"\nNothing measured in {records}; purifybench run {name}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A defense.", autocompletion=_complete_defense)],
+    second: Annotated[str, typer.Argument(help="Another.", autocompletion=_complete_defense)],
+    protocol_id: ProtocolId = "digits-v1-quick-draft",
+    records: Records = Path("results"),
+) -> None:
+    """Compare two defenses cell by cell, image by image, from their records."""
+    from bench import report
+    from bench.record import Store
+
+    found: list[list[Cell]] = []
+    for name in (first, second):
+        cells = list(Store(records).cells(protocol_id, plugins.slug(name)))
+        if not cells:
+            raise BenchError(
+                f"no records of {name} under {protocol_id} in {records}; purifybench run {name} -p {protocol_id}"
+            )
+        found.append(cells)
+    _print(report.comparison(*found))
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A defense.", autocompletion=_complete_defense)],
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Train it as well, and report its clean accuracy.")
+    ] = False,
+    dataset: Annotated[str, typer.Option(help="For --trained.", autocompletion=_complete_dataset)] = "digits",
+    data_root: DataRoot = None,
+) -> None:
+    """Check that a defense keeps the contract, point by point, on an untrained instance: seconds, no data needed."""
+    from bench import checks
+
+    cls = plugins.load(name)
+    broken = 0
+    for finding in checks.run(cls):
+        mark = "broken" if finding.problem else "kept  "
+        typer.echo(f"{mark}  {finding.check:<34} {finding.problem or finding.meaning}")
+        broken += bool(finding.problem)
+    if broken:
+        typer.echo(
+            f"{name} breaks {broken} of {len(checks.ALL)} points; a broken contract is not evaluated",
+            err=True,
+        )
+        raise typer.Exit(1)
+    typer.echo(f"{name} keeps all {len(checks.ALL)} points")
+    if trained:
+        from bench import campaign, progress
+
+        accuracy, bare = campaign.clean_accuracy(name, dataset, data_root=data_root, progress=progress.for_terminal())
+        typer.echo(f"clean accuracy on {dataset}'s validation split: {accuracy:.1%}; classifier A alone: {bare:.1%}")
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A defense.", autocompletion=_complete_defense)],
+    dataset: Annotated[str, typer.Option(help="Its data set.", autocompletion=_complete_dataset)] = "digits",
+    recipe: Annotated[str | None, typer.Option(help="fast, paper, ...; default: the first")] = None,
+    classifier: Annotated[
+        str, typer.Option(help="The classifier before it.", autocompletion=_complete_classifier)
+    ] = "A",
+    device: Device = "auto",
+    data_root: DataRoot = None,
+) -> None:
+    """Train a defense ahead of `run`, which would do it too. Interrupted, it resumes after the last whole epoch."""
+    from bench import campaign, progress
+
+    accuracy, bare = campaign.clean_accuracy(
+        name,
+        dataset,
+        recipe=recipe,
+        classifier=classifier,
+        on=device,
+        data_root=data_root,
+        progress=progress.for_terminal(),
+    )
+    typer.echo(
+        f"clean accuracy on {dataset}'s validation split: {accuracy:.1%}; classifier {classifier} alone: {bare:.1%}"
+    )
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="mnist or fmnist.", autocompletion=_complete_dataset)],
+    data_root: DataRoot = None,
+    url: Annotated[str | None, typer.Option(help="A mirror: the address of a folder with the four .gz files.")] = None,
+) -> None:
+    """Download a data set and check it; files that are there and sound are kept."""
+    from bench import data
+
+    typer.echo(f"{name} is in {data.fetch(name, data_root, url, typer.echo)}")
+
+
+@data_app.command("list")
+def data_list(data_root: DataRoot = None) -> None:
+    """Say which data sets are found here, and whether they are sound."""
+    from bench import doctor
+
+    for line in doctor.data(data_root):
+        typer.echo(f"{line.topic.removeprefix('data '):<8} {line.text}")
+
+
+def _build_site(records: list[Path], out: Path) -> Path:
+    from leaderboard.build import build
+
+    return build(records, out)
+
+
+@site_app.command("build")
+def site_build(
+    records: Annotated[list[Path] | None, typer.Option(help="Folders of records; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the pages.")] = Path("site"),
+) -> None:
+    """Build the leaderboard from records: same records, same bytes. Open the printed file in a browser."""
+    typer.echo(f"The leaderboard: {_build_site(records or _default_records(), out).resolve()}")
+
+
+def _default_records() -> list[Path]:
+    found = [folder for folder in (Path("results"), *sorted(Path("submissions").glob("*/records"))) if folder.is_dir()]
+    return found or [Path("results")]
+
+
+@app.command()
+def serve(
+    site: Annotated[Path, typer.Argument(help="The folder that `site build` made.")] = Path("site"),
+    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
+) -> None:
+    """Serve the pages on this machine only, until Ctrl-C."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    if not (site / "index.html").exists():
+        raise BenchError(f"{site} holds no index.html; run `purifybench site build --out {site}`")
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=str(site)))
+    except OSError as problem:
+        raise BenchError(
+            f"port {port} cannot be used ({problem.strerror}); choose another with --port, or 0"
+        ) from problem
+    with server:
+        typer.echo(f"http://127.0.0.1:{server.server_address[1]}/ serves {site}; stop with Ctrl-C")
+        server.serve_forever()
+
+
+@app.command()
+def doctor(data_root: DataRoot = None) -> None:
+    """Look at this installation: versions, device, data, plugins, packages that shadow one another."""
+    from bench import doctor as examination
+
+    worst = False
+    for line in examination.examine(data_root):
+        typer.echo(f"{line.state:<8} {line.topic:<20} {line.text}")
+        worst |= line.state == "problem"
+    if worst:
+        raise typer.Exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"purifybench {version('purifybench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console command: our own errors become one line and exit status 2, Ctrl-C says what is kept."""
+    try:
+        app()
+    except BenchError as problem:
+        typer.echo(f"error: {problem}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

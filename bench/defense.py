@@ -1,0 +1,155 @@
+"""The contract: what a defense is. A submitter reads this file, writes one class, and runs `purifybench check`.
+
+Images are float32 (N, C, H, W) with values in [0, 1], in and out, for any N >= 1. A defense purifies images before a
+classifier sees them (`purify`), or brings its own answer (`logits`), or may refuse (`rejection_score`). It may loop,
+optimise, draw random numbers and have no gradient: it says so in its class attributes, and `bench.checks` proves it.
+
+- The classifier belongs to the harness: shared between defenses, frozen, in eval mode, its hash checked around every
+  cell. It is not a child module, so it is neither trained nor saved nor moved with the defense.
+- Purification is stateless, in eval mode, and independent of the other images of the batch.
+- All randomness comes from the `generator` argument, which lives on the images' device.
+- `__init__` takes the classifier and keyword hyper-parameters with the paper's defaults, and does no I/O. A parameter
+  called `shape` receives the (C, H, W) of the data set.
+- Scoring runs under `torch.no_grad()`: a method that optimises inside opens `torch.enable_grad()` itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import seeds
+from bench.data import Dataset
+from bench.errors import BenchError, unknown
+from bench.progress import Progress
+
+
+class Defense(nn.Module, ABC):
+    """A purifier in front of a classifier.
+
+    Subclasses give the facts below and `purify`; the rest has defaults. A door that a defense does not have
+    (`encode`, `posterior`, `decode`, `rejection_score`) raises NotImplementedError and is "not applicable".
+    """
+
+    title: ClassVar[str]  # for people: "Defense-GAN"
+    paper: ClassVar[str]  # "https://arxiv.org/abs/1805.06605"
+    year: ClassVar[int]
+    kind: ClassVar[Literal["purifier", "selective", "hardened"]] = "purifier"
+    stochastic: ClassVar[bool] = False  # True: two calls may differ, so attacks and scores average over draws
+    differentiable: ClassVar[bool] = False  # True: autograd through `purify` gives its true gradient
+    per_classifier: ClassVar[bool] = False  # True: trained for one classifier, whose weights are part of the key
+    trained_on: ClassVar[str] = "nothing"  # "clean images", "FGSM and CW images of its classifier", ...
+    version: ClassVar[int] = 1  # raise it when `fit` learns something else: weights of older versions are not used
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": MappingProxyType({})})
+    """Named hyper-parameters: "fast" for two CPU cores, "paper" for a GPU. The first is the default."""
+
+    classifier: nn.Module
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "classifier", classifier)  # past nn.Module: not a child
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        """Train on `data.train` and choose on `data.validation`; nothing to do unless overridden. `data.test` is
+        empty here."""
+
+    @abstractmethod
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        """Images moved back towards the clean data, same shape, in [0, 1]."""
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        """Class scores before softmax, (N, K): the classifier on the purified images unless overridden."""
+        return self.classifier(self.purify(images, generator))  # type: ignore[no-any-return]
+
+    def approximate(self, images: Tensor, generator: Generator) -> Tensor:
+        """A differentiable stand-in for `purify` in the backward pass; the identity unless overridden."""
+        return images
+
+    def surrogate_logits(self, images: Tensor, generator: Generator) -> Tensor:
+        """What BPDA differentiates (Athalye et al. 2018, arXiv:1802.00420): the value of `logits`, the gradient of the
+        classifier after `approximate`."""
+        state = generator.get_state()
+        stand_in = self.approximate(images, generator)
+        generator.set_state(state)  # the stand-in shares purify's draw
+        with torch.no_grad():
+            purified = self.purify(images, generator)
+        return self.classifier(stand_in + (purified - stand_in).detach())  # type: ignore[no-any-return]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The continuous code before any quantizer, (N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the approximate posterior, each (N, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no posterior")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images from codes; contains the quantizer where there is one."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        """(N,), differentiable, published thresholds divided out: an image is accepted if and only if it is <= 1. From
+        the same generator state it refers to the same draw as `logits`."""
+        raise NotImplementedError(f"{type(self).__name__} never refuses")
+
+
+def has_door(defense: Defense | type[Defense], door: str) -> bool:
+    """Whether a defense overrides an optional method of the contract, such as "encode" or "rejection_score"."""
+    cls = defense if isinstance(defense, type) else type(defense)
+    return getattr(cls, door) is not getattr(Defense, door)
+
+
+def settings(
+    cls: type[Defense], recipe: str | None = None, shape: tuple[int, int, int] = (1, 28, 28)
+) -> tuple[str, dict[str, Any]]:
+    """The name of a recipe (default: the class's first) and all hyper-parameters under it, for images of `shape`.
+
+    Raises BenchError for an unknown recipe, or for one that sets what `__init__` does not take.
+    """
+    name = recipe or next(iter(cls.recipes))
+    if name not in cls.recipes:
+        raise unknown(f"recipe of {cls.__name__}", name, cls.recipes)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
+    defaults = {p.name: p.default for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    strange = set(cls.recipes[name]) - set(defaults)
+    if strange:
+        raise BenchError(
+            f"{cls.__name__}: recipe {name!r} sets {', '.join(sorted(strange))}, which __init__ does not take"
+        )
+    return name, {**defaults, **({"shape": shape} if "shape" in defaults else {}), **cls.recipes[name]}
+
+
+def source_hash(cls: type[Defense]) -> str:
+    """A hash of the code of a defense: the modules of its class and bases outside this package and torch.
+
+    Comments, docstrings and layout do not count. A cell measured with other code is measured again.
+    """
+    modules = {
+        base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] not in ("bench", "torch", "abc")
+    }
+    return seeds.digest(sorted(_essence(name) for name in modules - {"builtins"}))
+
+
+def _essence(module: str) -> str:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError, SyntaxError):  # defined in a notebook or a frozen module
+        return module
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and len(body) > 1
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return ast.unparse(tree)

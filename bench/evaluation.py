@@ -1,0 +1,354 @@
+"""One cell of the benchmark: make the attacked images, run the real defense on them, keep what happened to each image.
+
+The order is a paper's: the images are attacked chunk by chunk; then the defense sees the stored images in a fresh
+forward pass, and each is judged against its true label. Failure never helps: where the defense raises, returns NaN,
+leaves [0, 1] or changes the shape, the image counts as wrong and the cell says why.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import attacks, device, draws, seeds, threat, training
+from bench.cache import Arrays, ChunkCache
+from bench.catalog import ATTACKS
+from bench.data import Split
+from bench.defense import Defense, has_door, source_hash
+from bench.progress import Progress
+from bench.protocol import AttackSpec, Protocol
+from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
+
+VERSION = 1  # of the rules in this file; part of every cell's key
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained defense in front of a trained classifier, with the names and hashes that a record cites."""
+
+    name: str
+    cls: type[Defense]  # of the defense, or of what could not be trained
+    defense: Defense
+    recipe: str
+    settings: Mapping[str, Any]
+    weights: str
+    classifier: str
+    classifier_weights: str
+    attacked_weights: (
+        str  # of `defense.classifier`, which gray_box attacks: the shared one unless the defense has its own
+    )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The protocol's images: `clean` on the device, and their `indices` (n,) in the test split of `dataset`."""
+
+    dataset: str
+    split: str
+    clean: Split
+    indices: Tensor
+
+    def chunks(self) -> Iterator[slice]:
+        """Fixed pieces of the images: the unit of work and of resume."""
+        size = device.chunk_size(self.indices.device)
+        return (slice(start, min(start + size, len(self.indices))) for start in range(0, len(self.indices), size))
+
+
+def card(cls: type[Defense]) -> Card:
+    """What a record says about a defense to people."""
+    lines = (cls.__doc__ or "").strip().splitlines()
+    return Card(
+        title=cls.title, paper=cls.paper, year=cls.year, summary=lines[0].strip() if lines else "", kind=cls.kind,
+        stochastic=cls.stochastic, differentiable=cls.differentiable, trained_on=cls.trained_on,
+    )  # fmt: skip
+
+
+def cell_key(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
+    """A hash of all that decides a cell's outcome: equal keys mean that a stored cell may be used again."""
+    return seeds.digest(
+        VERSION, protocol.hash, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.name, subject.settings,
+        subject.weights, source_hash(subject.cls), subject.classifier, subject.classifier_weights,
+    )  # fmt: skip
+
+
+def cell_name(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
+    """The name under which the store keeps a cell."""
+    return f"{subject.classifier}.{spec.slug}.seed{protocol.seed}"
+
+
+def evaluate_cell(
+    subject: Subject,
+    protocol: Protocol,
+    spec: AttackSpec,
+    examples: Examples,
+    cache: ChunkCache,
+    progress: Progress,
+) -> Cell:
+    """Attack the examples as `spec` says and score the defense on the attacked images, resuming from `cache`."""
+    attacked: list[Arrays] = []
+    scored: list[Arrays] = []
+    errors: list[str] = []
+    attack_seconds = scoring_seconds = 0.0
+    key = cell_key(subject, protocol, spec)
+    chunks = list(examples.chunks())
+    with progress.task(f"{subject.name} · {spec.slug}", total=len(examples.indices)) as advance:
+        for chunk in chunks:
+            started = time.perf_counter()
+            images = gray_box_images(subject, protocol, spec, examples, chunk, cache)
+            device.synchronize(examples.indices.device)
+            scoring_started = time.perf_counter()
+            chunk_key = _chunk_key("score", key, examples, chunk)
+            score = cache.read(chunk_key)
+            if score is None:
+                score, error = _score_chunk(subject, protocol, spec, examples, chunk, images)
+                if error:
+                    errors.append(error)
+                else:
+                    cache.write(chunk_key, score)
+            attack_seconds += scoring_started - started
+            scoring_seconds += time.perf_counter() - scoring_started
+            attacked.append(images)
+            scored.append(score)
+            advance(chunk.stop - chunk.start)
+    outcomes = _outcomes(examples, attacked, scored)
+    losses = np.concatenate([images["losses"] for images in attacked], axis=1)
+    record = Record(
+        key=key,
+        protocol=protocol.id,
+        protocol_hash=protocol.hash,
+        dataset=protocol.dataset,
+        n_examples=len(examples.indices),
+        defense=subject.name,
+        card=card(subject.cls),
+        recipe=subject.recipe,
+        settings=subject.settings,
+        weights=subject.weights,
+        classifier=subject.classifier,
+        classifier_weights=subject.classifier_weights,
+        track=spec.track,
+        attack=spec.attack,
+        attack_version=ATTACKS[spec.attack].version,
+        norm=spec.norm,
+        eps=spec.eps,
+        params=dict(spec.params),
+        seed=protocol.seed,
+        draws=_scoring_draws(subject, protocol),
+        status="failed" if errors else "ok",
+        error="; ".join(dict.fromkeys(errors))[:2000],
+        forward_rows=int(sum(images["rows"][0] for images in attacked)),
+        backward_rows=int(sum(images["rows"][1] for images in attacked)),
+        loss_curve=tuple(float(f"{loss:.6g}") for loss in losses.mean(axis=1)),
+        outcomes_sha256=outcomes.sha256(),
+        run=_run(examples.indices.device, attack_seconds, scoring_seconds),
+    )
+    for chunk in chunks:  # the record replaces them
+        cache.drop(_chunk_key("score", key, examples, chunk))
+    return Cell(record, outcomes)
+
+
+# ---------------------------------------------------------------------------------------------- attack
+
+
+def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> str:
+    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[chunk].tolist())
+
+
+def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
+    """The key of a chunk of attacked images: it names the attacked classifier and no defense, so defenses share them."""
+    what = (spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
+    return _chunk_key("images", what, examples, chunk)
+
+
+def gray_box_images(
+    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice, cache: ChunkCache
+) -> Arrays:
+    """One chunk of images attacked on the bare classifier: made once for each classifier and attack, then shared.
+
+    Returns `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `rows` (forward, backward).
+    """
+    key = images_key(subject, protocol, spec, examples, chunk)
+    found = cache.read(key)
+    if found is None:
+        clean, indices = examples.clean[chunk], examples.indices[chunk]
+        target = threat.gray_box(subject.defense.classifier)
+        noise = draws.ImageDraws.derived(indices, protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
+        radius = {} if spec.eps is None else {"eps": spec.eps}
+        result = attacks.get(spec.attack)(
+            target, clean.images, clean.labels, draws=noise, **radius, **dict(spec.params)
+        )
+        found = {
+            "images": result.images.cpu().numpy(),
+            "losses": result.losses.float().cpu().numpy(),
+            "step_of_success": result.step_of_success.cpu().numpy().astype(np.int16),
+            "rows": np.array([target.forward_rows, target.backward_rows], dtype=np.int64),
+        }
+        cache.write(key, found)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- score
+
+
+def _scoring_draws(subject: Subject, protocol: Protocol) -> int:
+    return protocol.scoring_draws if subject.cls.stochastic else 1
+
+
+@contextmanager
+def untouched(classifier: nn.Module) -> Iterator[None]:
+    """Raises RuntimeError on leaving if the classifier's weights or mode were changed inside, after mending them."""
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    expected = training.weights_hash(classifier)
+    try:
+        yield
+    finally:
+        changed = training.weights_hash(classifier) != expected
+        in_training = any(module.training for module in classifier.modules())
+        if changed:
+            classifier.load_state_dict(before)
+        classifier.eval()
+    if changed or in_training:
+        what = "changed the shared classifier's weights" if changed else "put the shared classifier in training mode"
+        raise RuntimeError(f"the defense {what}")
+
+
+def defended(defense: Defense, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """One draw of the real pipeline, without gradients: purified images and logits, checked.
+
+    Raises ValueError for a wrong shape or type. Rows that are not finite, or purified out of [0, 1], get NaN logits.
+    """
+    with torch.no_grad():
+        state = generator.get_state()
+        purified = defense.purify(images, generator)
+        if not isinstance(purified, Tensor) or purified.shape != images.shape or purified.dtype != images.dtype:
+            raise ValueError(f"purify returned {_described(purified)}, expected {_described(images)}")
+        if has_door(defense, "logits"):
+            generator.set_state(state)
+            logits = defense.logits(images, generator)
+        else:
+            logits = defense.classifier(purified)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            raise ValueError(f"logits are {_described(logits)}, expected ({len(images)}, classes)")
+        flat = purified.flatten(1)
+        sound = (
+            flat.isfinite().all(dim=1)
+            & (flat.amin(dim=1) >= 0)
+            & (flat.amax(dim=1) <= 1)
+            & logits.isfinite().all(dim=1)
+        )
+        return purified, torch.where(sound[:, None], logits, torch.nan)
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _score_chunk(
+    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice, images: Arrays
+) -> tuple[Arrays, str]:
+    """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing)."""
+    clean, place = examples.clean[chunk], examples.indices.device
+    attacked = torch.from_numpy(images["images"]).to(place)
+    if not bool((attacked.isfinite() & (attacked >= 0) & (attacked <= 1)).all()):
+        raise AssertionError(f"{spec.slug} left [0, 1]: a bug in the attack, not in the defense")
+    n, n_draws = len(clean), _scoring_draws(subject, protocol)
+    seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, chunk.start)
+    right = torch.zeros(n, device=place)
+    margin = torch.zeros(n, device=place)
+    predicted = torch.full((n,), -1, device=place)
+    shown = torch.zeros_like(attacked)
+    error = ""
+    try:
+        with untouched(subject.defense.classifier), training.global_seed(seeds.derive(*seed_parts, "global")):
+            generator = draws.generator(place, *seed_parts)
+            for draw in range(n_draws):
+                purified, logits = defended(subject.defense, attacked, generator)
+                broken = ~logits.isfinite().all(dim=1)
+                if bool(broken.any()):
+                    error = "purified images or logits were not finite, or left [0, 1]"
+                found = torch.where(broken, -1, logits.argmax(dim=1))
+                right += found == clean.labels
+                margin += _margin(logits, clean.labels) / n_draws
+                if draw == 0:
+                    predicted, shown = found, purified
+    except Exception as problem:  # whatever a defense does wrong, it never gains by it
+        error = f"{type(problem).__name__}: {problem}"
+        right, margin = torch.zeros(n, device=place), torch.full((n,), torch.nan, device=place)
+        predicted = torch.full((n,), -1, device=place)
+    distance = (attacked.double() - clean.images.double()).flatten(1)
+    first = max(0, EXHIBITS - chunk.start)
+    score = {
+        "predicted": predicted.cpu().numpy().astype(np.int16),
+        "correct": (right / n_draws).cpu().numpy().astype(np.float32),
+        "margin": margin.cpu().numpy().astype(np.float32),
+        "linf": distance.abs().amax(dim=1).cpu().numpy().astype(np.float32),
+        "l2": distance.norm(dim=1).cpu().numpy().astype(np.float32),
+        "exhibits": torch.stack([_bytes(x[:first]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
+    }
+    return score, error
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """True logit minus the best other, (N,)."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return true - others.amax(dim=1)
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (torch.nan_to_num(images).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _outcomes(examples: Examples, attacked: list[Arrays], scored: list[Arrays]) -> Outcomes:
+    joined = {name: np.concatenate([part[name] for part in scored]) for name in scored[0] if name != "exhibits"}
+    return Outcomes(
+        label=examples.clean.labels.cpu().numpy().astype(np.int16),
+        accepted=np.ones(len(examples.indices), dtype=np.float32),
+        rejection_score=np.zeros(len(examples.indices), dtype=np.float32),
+        step_of_success=np.concatenate([part["step_of_success"] for part in attacked]),
+        exhibits=np.concatenate([part["exhibits"] for part in scored], axis=1),
+        **joined,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- provenance
+
+
+def _run(place: torch.device, attack_seconds: float, scoring_seconds: float) -> Run:
+    peak = torch.cuda.max_memory_allocated(place) / 2**20 if place.type == "cuda" else device.peak_memory_mb()
+    return Run(
+        attack_seconds=round(attack_seconds, 3),
+        scoring_seconds=round(scoring_seconds, 3),
+        device=torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+        peak_memory_mb=round(peak, 1),
+        versions=versions(),
+        commit=_commit(),
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that a number may depend on."""
+    found = {name: metadata.version(name) for name in ("numpy", "torch")}
+    return {"purifybench": metadata.version("purifybench"), "python": platform.python_version(), **found}
+
+
+@cache
+def _commit() -> str:
+    here = Path(__file__).parent
+    answer = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+    )  # fmt: skip
+    return answer.stdout.strip() if answer.returncode == 0 and (here.parent / ".git").exists() else ""

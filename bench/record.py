@@ -1,0 +1,233 @@
+"""One cell of the benchmark as a file: the schema of a record, its per-image outcomes, and the store that keeps both.
+
+A cell is protocol x defense x classifier x attack x seed. Its record is a JSON file; the per-image arrays of all
+cells of one defense under one protocol share one npz beside it. Summaries (worst case, intervals, ranks) are never
+stored: bench.statistics computes them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.errors import BenchError
+from bench.places import TORN_NPZ, one_line, write_atomically
+from bench.protocol import AttackSpec, Protocol
+
+SCHEMA = 1
+EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
+
+
+class Card(BaseModel):
+    """Who a defense is, for people: copied from the class into every record, so that the site needs no plugin."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    paper: str
+    year: int
+    summary: str
+    kind: Literal["purifier", "selective", "hardened"] = "purifier"
+    stochastic: bool = False
+    differentiable: bool = True
+    trained_on: str = "nothing"
+
+
+class Run(BaseModel):
+    """How the cell was computed: everything that may differ between two honest runs of the same cell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attack_seconds: float = Field(ge=0, description="wall time of making the images; 0 where they were reused")
+    scoring_seconds: float = Field(ge=0, description="wall time of the defense and the classifier on all images")
+    device: str
+    threads: int
+    peak_memory_mb: float
+    versions: Mapping[str, str]
+    commit: str = ""
+
+
+class Record(BaseModel):
+    """What one attack did to one defense. Fractions lie in [0, 1]; radii are on the [0, 1] scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    key: str = Field(description="sha256 of all that decides the outcome; equal keys mean the same cell")
+    protocol: str
+    protocol_hash: str
+    dataset: str
+    n_examples: int = Field(gt=0)
+    defense: str
+    card: Card
+    recipe: str
+    settings: Mapping[str, Any] = Field(description="the defense's hyper-parameters under this recipe")
+    weights: str = Field(description="sha256 of the defense's weights; empty where there are none")
+    classifier: str
+    classifier_weights: str
+    track: str
+    attack: str
+    attack_version: int
+    norm: Literal["linf", "l2"] | None
+    eps: float | None = Field(ge=0)
+    params: Mapping[str, int | float | str | bool]
+    seed: int
+    draws: int = Field(ge=1, description="scoring draws averaged for each image; 1 for a deterministic defense")
+    status: Literal["ok", "failed"]
+    error: str = Field("", description="why the defense failed on some or all images; those count as wrong")
+    forward_rows: int = Field(ge=0, description="images that the attack sent forward through the attacked model")
+    backward_rows: int = Field(ge=0, description="images that it sent backward")
+    loss_curve: tuple[float, ...] = Field((), description="the attack's mean loss before each step and after the last")
+    outcomes_sha256: str
+    run: Run
+
+    @property
+    def cell(self) -> str:
+        """The file's name without `.json`: unique among the cells of one defense under one protocol."""
+        spec = AttackSpec(self.attack, self.track, self.norm, self.eps)  # type: ignore[arg-type]
+        return f"{self.classifier}.{spec.slug}.seed{self.seed}"
+
+    def lasting(self) -> dict[str, Any]:
+        """The record without its `run` block: what a repeated run on the same machine reproduces byte for byte."""
+        return self.model_dump(mode="json", exclude={"run"})
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What happened to each of the n images, in the protocol's order."""
+
+    label: NDArray[np.int16]  # (n,)
+    predicted: NDArray[np.int16]  # (n,) -1 where the defense failed
+    margin: NDArray[np.float32]  # (n,) true logit minus the best other; nan where the defense failed
+    correct: NDArray[np.float32]  # (n,) share of scoring draws that were right, in [0, 1]
+    accepted: NDArray[np.float32]  # (n,) share of draws that were not refused
+    rejection_score: NDArray[np.float32]  # (n,) 0 for a defense that cannot refuse
+    linf: NDArray[np.float32]  # (n,) realised distance to the clean image
+    l2: NDArray[np.float32]  # (n,)
+    step_of_success: NDArray[np.int16]  # (n,) first step at which the attacked model was wrong, -1 never
+    exhibits: NDArray[np.uint8]  # (3, EXHIBITS or fewer, C, H, W) clean, attacked, purified
+
+    def sha256(self) -> str:
+        """A hash over names, types, shapes and bytes of all arrays."""
+        state = hashlib.sha256()
+        for name, array in self.arrays().items():
+            state.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def distance(self, norm: str) -> NDArray[np.float32]:
+        """The realised distances in `norm`, "linf" or "l2"."""
+        return self.linf if norm == "linf" else self.l2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A record and its per-image outcomes."""
+
+    record: Record
+    outcomes: Outcomes
+
+
+def _checksum(payload: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Store:
+    """Cells under one folder: `<root>/<protocol>/<defense>/<cell>.json` and `outcomes.npz` beside them.
+
+    Every write is atomic; the arrays go first, so that a record without its arrays cannot exist. A file that is
+    torn, edited or at the wrong place is listed in `problems` and otherwise treated as absent.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.problems: list[str] = []
+
+    def folder(self, protocol: str, defense: str) -> Path:
+        """Where the cells of one defense under one protocol lie."""
+        return self.root / protocol / defense
+
+    def save(self, cell: Cell) -> Path:
+        """Write a cell, replacing an older one of the same name; returns the path of its JSON file."""
+        record = cell.record
+        folder = self.folder(record.protocol, record.defense)
+        with one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with one_line(folder), FileLock(folder / ".lock"):
+            arrays = dict(_read_arrays(folder / "outcomes.npz", self.problems))
+            arrays |= {f"{record.cell}/{name}": array for name, array in cell.outcomes.arrays().items()}
+            ordered = {name: arrays[name] for name in sorted(arrays)}
+            write_atomically(folder / "outcomes.npz", lambda file: np.savez_compressed(file, **ordered))  # type: ignore[arg-type]
+            payload = record.model_dump(mode="json")
+            payload["checksum"] = _checksum(payload)
+            text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            path = folder / f"{record.cell}.json"
+            write_atomically(path, lambda file: file.write(text.encode()))
+        return path
+
+    def cells(self, protocol: str | None = None, defense: str | None = None) -> Iterator[Cell]:
+        """All sound cells in a stable order, optionally of one protocol or defense."""
+        for folder in sorted(self.root.glob(f"{protocol or '*'}/{defense or '*'}/")):
+            paths = sorted(folder.glob("*.json"))  # before their arrays: another process may be saving
+            arrays = _read_arrays(folder / "outcomes.npz", self.problems)
+            for path in paths:
+                cell = self._read(path, arrays)
+                if cell is not None:
+                    yield cell
+
+    def _read(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> Cell | None:
+        try:
+            payload = json.loads(path.read_text())
+            claimed = payload.pop("checksum")
+            if claimed != _checksum(payload):
+                raise BenchError("its checksum does not match: it was edited or torn")
+            record = Record.model_validate(payload)
+            if (record.protocol, record.defense, record.cell) != (
+                path.parent.parent.name,
+                path.parent.name,
+                path.stem,
+            ):
+                raise BenchError(f"it belongs at {self.folder(record.protocol, record.defense)}/{record.cell}.json")
+            outcomes = Outcomes(**{field.name: arrays[f"{record.cell}/{field.name}"] for field in fields(Outcomes)})
+            if outcomes.sha256() != record.outcomes_sha256:
+                raise BenchError("its arrays in outcomes.npz were edited or belong to another run")
+            if len(outcomes.label) != record.n_examples:
+                raise BenchError(f"it holds {len(outcomes.label)} images, expected {record.n_examples}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            first = f"{problem.error_count()} invalid fields" if isinstance(problem, ValidationError) else str(problem)
+            self.problems.append(f"{path}: {first}; run the cell again")
+            return None
+        return Cell(record, outcomes)
+
+    def find(self, record_key: str, protocol: Protocol, defense: str, name: str) -> Cell | None:
+        """The stored cell of that name if it is sound and its key is `record_key`, else None."""
+        folder = self.folder(protocol.id, defense)
+        path = folder / f"{name}.json"
+        if not path.exists():
+            return None
+        cell = self._read(path, _read_arrays(folder / "outcomes.npz", self.problems))
+        return cell if cell is not None and cell.record.key == record_key else None
+
+
+def _read_arrays(path: Path, problems: list[str]) -> dict[str, NDArray[Any]]:
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except TORN_NPZ as problem:
+        problems.append(f"{path}: {problem}; its cells are computed again")
+        return {}

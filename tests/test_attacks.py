@@ -1,0 +1,302 @@
+"""Every attack against the invariants that make its numbers believable, and against answers known in closed form.
+
+A new attack enters through bench.catalog.ATTACKS and is tested here without being named.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import attacks, catalog, classifiers, threat
+from bench.draws import ImageDraws
+
+EPS = 0.1
+BUDGETED = sorted(name for name, info in catalog.ATTACKS.items() if info.norms)
+LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0)  # those that use gradients
+every_attack = pytest.mark.parametrize("name", sorted(catalog.ATTACKS))
+budgeted = pytest.mark.parametrize("name", BUDGETED)
+learning = pytest.mark.parametrize("name", LEARNING)
+
+
+def draws(n: int, seed: int = 0) -> ImageDraws:
+    return ImageDraws.derived(torch.arange(n), seed, "test")
+
+
+def attack(
+    name: str, logits, images: Tensor, labels: Tensor, eps: float = EPS, noise: ImageDraws | None = None, **params
+) -> attacks.Attacked:
+    function = attacks.get(name)
+    accepted = inspect.signature(function).parameters
+    arguments = {key: value for key, value in {"eps": eps, **params}.items() if key in accepted}
+    return function(logits, images, labels, draws=noise or draws(len(images)), **arguments)
+
+
+def batch(n: int = 8, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Random images with many pixels at exactly 0 and 1, as in MNIST."""
+    generator = torch.Generator().manual_seed(3)
+    images = (torch.rand(n, *shape, generator=generator) * 3 - 1).clamp(0, 1)
+    return images, torch.randint(classes, (n,), generator=generator)
+
+
+class Linear(nn.Module):
+    """A linear classifier in float64 or float32 whose gradient is known everywhere."""
+
+    def __init__(
+        self, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, dtype: torch.dtype = torch.float32
+    ):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        size = int(np.prod(shape))
+        self.weight = nn.Parameter(torch.randn(classes, size, generator=generator).to(dtype) / size**0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """Classifier A, untrained: dropout inside, in eval mode."""
+    return classifiers.build("A")
+
+
+@budgeted
+@pytest.mark.parametrize("eps", [0.0, 0.01, 0.3, 1.0])
+def test_invariant_1_every_image_stays_in_its_ball(name, eps, net):
+    images, labels = batch()
+    result = attack(name, net, images, labels, eps)
+    for norm in catalog.ATTACKS[name].norms:
+        moved = (result.images.double() - images.double()).flatten(1)
+        distance = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+        assert float(distance.max()) <= eps + 1e-6
+
+
+@every_attack
+def test_invariant_2_images_keep_box_shape_and_type(name, net):
+    images, labels = batch()
+    found = attack(name, net, images, labels, 0.5).images
+    assert found.dtype == images.dtype and found.shape == images.shape and not found.requires_grad
+    assert bool(found.isfinite().all()) and float(found.min()) >= 0 and float(found.max()) <= 1
+
+
+@every_attack
+def test_invariant_3_the_input_is_not_written_to(name, net):
+    images, labels = batch()
+    before = images.clone(), labels.clone()
+    found = attack(name, net, images, labels).images
+    assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
+    assert found.data_ptr() != images.data_ptr()
+
+
+@every_attack
+def test_invariant_4_the_model_is_left_as_it_was(name):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * 26 * 26, 10)
+    )
+    model.eval()
+    model[2].train()  # an odd mode of one submodule is not the attack's to mend
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images, labels = batch()
+    attack(name, model, images, labels)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model] == [False, False, True, False, False]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_attack
+def test_invariant_5_no_global_random_numbers_are_drawn(name, net):
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    images, labels = batch()
+    attack(name, net, images, labels)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert before[2] == random.getstate()
+
+
+@every_attack
+def test_invariant_6_same_seed_same_bits(name, net):
+    images, labels = batch()
+    first, second = (attack(name, net, images, labels, noise=draws(8, seed=4)).images for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_invariant_6_other_seed_other_start(net):
+    images, labels = batch()
+    first, second = (attack("pgd", net, images, labels, noise=draws(8, seed), steps=1) for seed in (1, 2))
+    assert not torch.equal(first.images, second.images)
+
+
+@learning
+@pytest.mark.parametrize("shift", [-100.0, 100.0])
+def test_invariant_7_a_constant_added_to_all_logits_changes_nothing(name, shift):
+    model, (images, labels) = Linear(dtype=torch.float64), batch()
+    plain = attack(name, model, images.double(), labels)
+    shifted = attack(name, lambda x: model(x) + shift, images.double(), labels)
+    softened = attack(name, lambda x: model(x).log_softmax(dim=1), images.double(), labels)
+    assert torch.allclose(plain.images, shifted.images) and torch.allclose(plain.images, softened.images)
+
+
+@every_attack
+def test_invariant_8_an_image_alone_is_attacked_as_in_a_batch(name):
+    model, (images, labels) = Linear(dtype=torch.float64), batch()
+    images = images.double()
+    noise = draws(8)
+    together = attack(name, model, images, labels, noise=draws(8))
+    for i in range(8):
+        alone = attack(name, model, images[i : i + 1], labels[i : i + 1], noise=noise.rows(torch.tensor([i])))
+        assert torch.allclose(alone.images[0], together.images[i])
+
+
+@budgeted
+def test_invariant_9_pixels_at_exactly_0_and_1_can_move(name):
+    model, (images, labels) = Linear(), batch()
+    moved = attack(name, model, images, labels).images != images
+    assert float(moved[images == 0].float().mean()) > 0.3
+    assert float(moved[images == 1].float().mean()) > 0.3
+
+
+@learning
+def test_invariant_10_on_a_linear_model_the_optimum_is_reached(name):
+    """Two classes, w.x - t: the best Linf attack moves every pixel by eps against the sign of w, clipped to the box."""
+    images, _ = batch(16)
+    weight = Linear().weight.detach()[0]
+    labels = torch.ones(16, dtype=torch.int64)
+
+    def logits(x: Tensor) -> Tensor:
+        score = x.flatten(1) @ weight
+        return torch.stack([-score, score], dim=1)
+
+    best = torch.clamp(images.flatten(1) - EPS * weight.sign(), 0, 1) @ weight
+    reached = attack(name, logits, images, labels).images.flatten(1) @ weight
+    start = images.flatten(1) @ weight
+    assert bool(((start - reached) >= 0.99 * (start - best)).all())
+
+
+@learning
+def test_invariant_10_a_margin_just_below_the_optimum_breaks_and_one_just_above_holds(name):
+    """Images away from the box's walls at distance d of a linear border: eps slightly below d holds, above breaks."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.5 + 0.1 * (torch.rand(32, 1, 8, 8, generator=generator) - 0.5)
+    weight = torch.randn(64, generator=generator)
+    distance = 0.2  # in Linf: score / |w|_1
+    offset = images.flatten(1) @ weight - distance * weight.abs().sum()
+
+    def logits(x: Tensor) -> Tensor:
+        score = x.flatten(1) @ weight - offset[: len(x)]
+        return torch.stack([-score, score], dim=1)
+
+    labels = torch.ones(32, dtype=torch.int64)
+    held = attack(name, logits, images, labels, distance * 0.99)
+    broken = attack(name, logits, images, labels, distance * 1.01)
+    assert bool((threat.predictions(logits, held.images) == 1).all())
+    assert bool((threat.predictions(logits, broken.images) == 0).all())
+    assert bool((held.step_of_success == -1).all()) and bool((broken.step_of_success > 0).all())
+
+
+@every_attack
+def test_invariant_10_no_budget_no_change(name, net):
+    images, labels = batch()
+    assert torch.equal(attack(name, net, images, labels, eps=0.0).images, images)
+
+
+@learning
+def test_invariant_10_more_budget_more_loss(name):
+    model, (images, labels) = Linear(), batch()
+    losses = [
+        nn.functional.cross_entropy(model(attack(name, model, images, labels, eps).images), labels)
+        for eps in (0.0, 0.05, 0.1, 0.2, 0.4)
+    ]
+    assert all(b > a for a, b in zip(losses, losses[1:], strict=False))
+
+
+def test_invariant_10_more_steps_never_lose(net):
+    """PGD keeps the highest-loss iterate, so a longer run with the same start is at least as good on every image."""
+    images, labels = batch()
+    runs = [attack("pgd", net, images, labels, steps=steps) for steps in (1, 2, 5, 20)]
+    worst = torch.stack([run.losses.amax(dim=0) for run in runs])
+    assert bool((worst[1:] >= worst[:-1]).all())
+    restarted = attack("pgd", net, images, labels, steps=5, restarts=3).losses.amax(dim=0)
+    assert bool((restarted >= runs[2].losses.amax(dim=0)).all())
+
+
+@every_attack
+@pytest.mark.parametrize("params", [{}, {"steps": 3}, {"steps": 3, "restarts": 2}], ids=str)
+def test_invariant_11_the_declared_cost_is_what_is_spent(name, params, net):
+    images, labels = batch(5)
+    accepted = inspect.signature(attacks.get(name)).parameters
+    params = {key: value for key, value in params.items() if key in accepted}
+    target = threat.gray_box(net)
+    attack(name, target, images, labels, **params)
+    forward, backward = catalog.ATTACKS[name].cost(**params)
+    assert (target.forward_rows, target.backward_rows) == (5 * forward, 5 * backward)
+
+
+@every_attack
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 5)], ids=str)
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_invariant_12_any_channels_classes_and_batch(name, shape, classes, n):
+    images, labels = batch(n, shape, classes)
+    result = attack(name, Linear(shape, classes), images, labels)
+    assert result.images.shape == images.shape and result.step_of_success.shape == (n,)
+    assert result.losses.shape[1] == n
+
+
+@learning
+def test_success_is_the_first_step_at_which_the_model_is_wrong(name):
+    model, (images, labels) = Linear(), batch(64)
+    right = threat.predictions(model, images)
+    result = attack(name, model, images, labels, random_start=False)
+    assert bool((right != labels).any()) and bool((result.step_of_success[right != labels] == 0).all())
+    broken = attack(name, model, images, right, eps=0.5)
+    assert bool((broken.step_of_success >= 0).all())
+
+
+def test_fgsm_agrees_with_torchattacks_bit_for_bit(net):
+    torchattacks = pytest.importorskip("torchattacks")
+    images, labels = batch()
+    theirs = torchattacks.FGSM(net, eps=0.2)(images, labels)
+    assert torch.equal(attack("fgsm", net, images, labels, eps=0.2).images, theirs)
+
+
+def test_pgd_agrees_with_torchattacks_at_equal_settings(net):
+    torchattacks = pytest.importorskip("torchattacks")
+    images, labels = batch(16)
+    theirs = torchattacks.PGD(net, eps=0.2, alpha=0.01, steps=30, random_start=False)(images, labels)
+    settings = {"steps": 30, "step_size": 0.01, "random_start": False}
+    last = attack("pgd", net, images, labels, eps=0.2, keep_worst=False, **settings).images
+    same = (last - theirs).abs().flatten(1).amax(dim=1) < 1e-5
+    assert bool(same.all())  # one flipped sign would differ by at least 0.01
+    ours = attack("pgd", net, images, labels, eps=0.2, **settings).images
+    loss = [nn.functional.cross_entropy(net(x), labels, reduction="none").detach() for x in (ours, theirs)]
+    assert bool((loss[0] >= loss[1] - 1e-5).all())
+
+
+@pytest.mark.parametrize("wrong", [{"eps": -0.1}, {"steps": 0}, {"step_size": 0.0}, {"restarts": 0}], ids=str)
+def test_pgd_refuses_settings_that_make_no_sense(wrong, net):
+    images, labels = batch(2)
+    with pytest.raises(ValueError, match="pgd needs eps >= 0"):
+        attack("pgd", net, images, labels, **wrong)
+
+
+def test_an_unknown_attack_suggests_the_nearest():
+    with pytest.raises(ValueError, match="did you mean pgd"):
+        attacks.get("pdg")
+
+
+def test_counting_covers_every_row_and_changes_nothing(net):
+    target = threat.Target(net)
+    images, _ = batch(6)
+    images.requires_grad_()
+    logits = target(images)
+    assert torch.equal(logits, net(images)) and (target.forward_rows, target.backward_rows) == (6, 0)
+    logits.sum().backward()
+    assert target.backward_rows == 6
+    with torch.no_grad():
+        target(images[:2])
+    assert (target.forward_rows, target.backward_rows) == (8, 6)

@@ -1,0 +1,404 @@
+"""From a plan to records: the same twice, resumed after a kill, and never better for a defense that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import campaign, classifiers, evaluate, evaluation, protocol, statistics
+from bench.cache import ChunkCache
+from bench.data import Dataset
+from bench.defense import Defense
+from bench.errors import BenchError
+from bench.places import home
+from bench.progress import Progress
+from bench.record import Cell, Store
+
+QUICK = "digits-v1-quick-draft"
+
+
+class Listening(Progress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained-home")
+
+
+@pytest.fixture(autouse=True)
+def short_recipe(monkeypatch: pytest.MonkeyPatch, trained_home: Path) -> None:
+    """Classifier A for 24 steps on digits, trained once for all tests of this file."""
+    recipe = {"epochs": 1, "minimum_steps": 24, "batch_size": 128, "learning_rate": 1e-3}
+    monkeypatch.setattr(classifiers, "RECIPE", recipe)
+    monkeypatch.setenv("PURIFYBENCH_HOME", str(trained_home))
+
+
+def measure(cls: type[Defense] | str, records: Path, limit: int = 80, **options) -> list[Cell]:
+    return evaluate(cls, QUICK, limit=limit, records=records, **options)
+
+
+def clean(cells: list[Cell]) -> Cell:
+    return next(cell for cell in cells if cell.record.attack == "none")
+
+
+class Fake(Defense):
+    """The base of the fakes below: passes images through."""
+
+    title, paper, year = "Fake", "https://example.org", 2020
+    differentiable = True
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images
+
+
+class Crashes(Fake):
+    """Raises on images that were attacked (any grey level off digits' own grid of shades)."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        raise RuntimeError("out of luck")
+
+
+class CrashesLater(Fake):
+    """Raises in the second chunk of 64 only."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        if len(images) != 64:
+            raise RuntimeError("out of luck")
+        return images
+
+
+class ReturnsNaN(Fake):
+    """NaN for the first image of every batch."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return torch.cat([images[:1] * torch.nan, images[1:]])
+
+
+class Brightens(Fake):
+    """Leaves [0, 1] wherever the image is white."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images * 1.5
+
+
+class WrongShape(Fake):
+    """Flattens."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.flatten(1)
+
+
+class WrongLogits(Fake):
+    """One score for each image."""
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+
+class TampersWithClassifier(Fake):
+    """Zeroes the shared classifier's last layer."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        with torch.no_grad():
+            list(self.classifier.parameters())[-1].zero_().add_(torch.arange(10.0))
+        return images
+
+
+class CannotBeBuilt(Fake):
+    """Fails in __init__."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        raise RuntimeError("no such file")
+
+
+class CannotBeTrained(Fake):
+    """Fails in fit."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.layer = nn.Linear(1, 1)
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        raise RuntimeError("diverged")
+
+
+class SeesTest(Fake):
+    """Counts the test images that fit is shown."""
+
+    seen: int | None = None
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.layer = nn.Linear(1, 1)
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        SeesTest.seen = len(data.test)
+
+
+class CoinFlip(Fake):
+    """Blanks each image with probability one half."""
+
+    stochastic = True
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        heads = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+        return images * heads[:, None, None, None]
+
+
+def test_the_undefended_classifier_falls_to_pgd_and_not_to_noise(tmp_path):
+    cells = {cell.record.cell: cell for cell in measure("identity", tmp_path)}
+    accuracy = {name: float(cell.outcomes.correct.mean()) for name, cell in cells.items()}
+    assert accuracy["A.clean.none.seed0"] > 0.75
+    assert accuracy["A.clean.uniform_noise.linf-0.1.seed0"] > accuracy["A.clean.none.seed0"] - 0.1
+    assert accuracy["A.gray_box.pgd.linf-0.3.seed0"] < 0.05
+    assert accuracy["A.gray_box.pgd.linf-0.1.seed0"] <= accuracy["A.gray_box.fgsm.linf-0.1.seed0"]
+
+
+def test_outcomes_are_what_a_second_look_at_the_images_gives(tmp_path):
+    """Labels, distances, margins and costs of a stored cell, recomputed from the cached images by hand."""
+    asked = campaign.plan(["identity"], QUICK, limit=80, attacks=["pgd"])
+    cell = campaign.run(asked, Store(tmp_path))[0]
+    dataset = campaign.data.load("digits")
+    split, indices = dataset.examples(80, seed=0)
+    net, weights = classifiers.trained("A", dataset, Progress())
+    subject = campaign.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
+    examples = evaluation.Examples("digits", dataset.split, split, indices)
+    cache = ChunkCache(home() / "chunks")
+    keys = [evaluation.images_key(subject, asked.protocol, asked.specs[0], examples, c) for c in examples.chunks()]
+    images = torch.from_numpy(np.concatenate([cache.read(key)["images"] for key in keys]))
+    logits = net(images)
+    outcomes = cell.outcomes
+    assert outcomes.label.tolist() == split.labels.tolist()
+    assert outcomes.predicted.tolist() == logits.argmax(1).tolist()
+    assert outcomes.correct.tolist() == (logits.argmax(1) == split.labels).float().tolist()
+    assert np.allclose(outcomes.linf, (images - split.images).abs().flatten(1).amax(1))
+    assert np.allclose(outcomes.l2, (images - split.images).flatten(1).norm(dim=1), atol=1e-5)
+    true = logits[torch.arange(80), split.labels]
+    others = logits.masked_fill(nn.functional.one_hot(split.labels, 10).bool(), -torch.inf).amax(1)
+    assert np.allclose(outcomes.margin, true - others, atol=1e-4)
+    assert (cell.record.forward_rows, cell.record.backward_rows) == (80 * 41, 80 * 40)
+    assert np.array_equal(outcomes.exhibits[0], (split.images[:8] * 255).round().byte())
+    assert len(cell.record.loss_curve) == 41 and cell.record.loss_curve[-1] > cell.record.loss_curve[0]
+    assert float(outcomes.linf.max()) <= cell.record.eps + statistics.TOLERANCE
+
+
+def test_two_runs_write_the_same_bytes_outside_the_run_block(tmp_path, monkeypatch):
+    contents = []
+    for name in ("first", "second"):
+        monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / name / "home"))  # nothing shared, trainings neither
+        measure(CoinFlip, tmp_path / name / "records", limit=40)
+        files = sorted((tmp_path / name / "records").rglob("*.json"))
+        records = [json.loads(file.read_text()) for file in files]
+        for record in records:
+            del record["run"], record["checksum"]
+        arrays = (tmp_path / name / "records" / f"{QUICK}+limit40" / "coin_flip" / "outcomes.npz").read_bytes()
+        contents.append((records, arrays))
+    assert len(contents[0][0]) == 10
+    assert contents[0] == contents[1]
+
+
+def test_a_second_run_computes_nothing_and_changes_no_byte(tmp_path, monkeypatch):
+    measure("kmeans", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(campaign, "evaluate_cell", lambda *_: pytest.fail("a stored cell was run again"))
+    measure("kmeans", tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_defenses_share_the_images_attacked_on_the_bare_classifier(tmp_path, monkeypatch):
+    measure("identity", tmp_path)
+    monkeypatch.setattr(evaluation.attacks, "get", lambda name: pytest.fail(f"{name} was run again"))
+    measure("kmeans", tmp_path)
+
+
+def test_an_edited_record_is_computed_again(tmp_path):
+    measure("identity", tmp_path, attacks=["fgsm"])
+    path = next(tmp_path.rglob("A.gray_box.fgsm.linf-0.1.seed0.json"))
+    honest = path.read_bytes()
+    path.write_text(path.read_text().replace('"forward_rows": 160', '"forward_rows": 1'))
+    assert path.read_bytes() != honest
+    measure("identity", tmp_path, attacks=["fgsm"])
+    assert json.loads(path.read_text())["forward_rows"] == 160
+
+
+def test_changed_settings_make_another_cell(tmp_path):
+    first = measure("kmeans", tmp_path, attacks=["none"])[0].record
+    changed = type("KMeans", (campaign.plugins.load("kmeans"),), {"recipes": {"paper": {"k": 2}}})
+    second = measure(changed, tmp_path, attacks=["none"])[0].record
+    assert first.key != second.key and second.settings["k"] == 2
+
+
+@pytest.mark.parametrize(
+    "cls, says",
+    [
+        (Crashes, "RuntimeError: out of luck"),
+        (CrashesLater, "RuntimeError: out of luck"),
+        (ReturnsNaN, "not finite, or left"),
+        (Brightens, "not finite, or left"),
+        (WrongShape, r"purify returned torch.float32 \(64, 784\)"),
+        (WrongLogits, "logits are"),
+        (TampersWithClassifier, "changed the shared classifier's weights"),
+        (CannotBeBuilt, "not built: RuntimeError: no such file"),
+        (CannotBeTrained, "not trained: RuntimeError: diverged"),
+    ],
+    ids=lambda x: x.__name__ if isinstance(x, type) else "",
+)
+def test_a_defense_that_fails_is_recorded_and_never_gains(cls, says, tmp_path):
+    undefended = {cell.record.cell: cell for cell in measure("identity", tmp_path / "identity")}
+    listening = Listening()
+    cells = measure(cls, tmp_path / "records", progress=listening)
+    assert len(cells) == 10
+    failed = [cell for cell in cells if cell.record.status == "failed"]
+    assert failed and re.search(says, failed[0].record.error)
+    assert any("failed under" in line for line in listening.said)
+    for cell in cells:
+        assert bool((cell.outcomes.correct <= undefended[cell.record.cell].outcomes.correct).all())
+        assert len(cell.outcomes.correct) == 80
+    assert [cell.record.cell for cell in Store(tmp_path / "records").cells()]  # written, so the site can show it
+
+
+def test_only_the_images_that_failed_count_as_wrong(tmp_path):
+    undefended = clean(measure("identity", tmp_path / "identity", attacks=["none"])).outcomes.correct
+    later = clean(measure(CrashesLater, tmp_path, attacks=["none"])).outcomes
+    assert np.array_equal(later.correct[:64], undefended[:64]) and not later.correct[64:].any()
+    assert bool((later.predicted[64:] == -1).all())
+    nan = clean(measure(ReturnsNaN, tmp_path, attacks=["none"])).outcomes
+    assert nan.correct[0] == nan.correct[64] == 0 and np.array_equal(nan.correct[1:64], undefended[1:64])
+    assert np.isnan(nan.margin[0]) and not np.isnan(nan.margin[1])
+
+
+def test_a_tampered_classifier_is_mended_for_the_next_defense(tmp_path):
+    asked = campaign.plan([TampersWithClassifier, "identity"], QUICK, limit=80, attacks=["none"])
+    tampered, identity = campaign.run(asked, Store(tmp_path))
+    alone = clean(measure("identity", tmp_path / "alone", attacks=["none"]))
+    assert tampered.record.status == "failed"
+    assert np.array_equal(identity.outcomes.correct, alone.outcomes.correct)
+
+
+def test_a_failed_cell_is_tried_again(tmp_path, monkeypatch):
+    assert clean(measure(Crashes, tmp_path, attacks=["none"])).record.status == "failed"
+    monkeypatch.setattr(Crashes, "purify", Fake.purify)
+    assert clean(measure(Crashes, tmp_path, attacks=["none"])).record.status == "ok"
+
+
+def test_fit_never_sees_a_test_image(tmp_path):
+    measure(SeesTest, tmp_path, attacks=["none"])
+    assert SeesTest.seen == 0
+
+
+def test_a_random_defense_is_averaged_over_draws(tmp_path):
+    """A coin per image and draw: each image is right in about half of ten draws, far from the 0 or 1 of one draw."""
+    undefended = clean(measure("identity", tmp_path, attacks=["none"])).outcomes.correct
+    cell = clean(measure(CoinFlip, tmp_path, attacks=["none"]))
+    right = cell.outcomes.correct[undefended == 1]
+    blank_class = cell.outcomes.label[undefended == 1] == np.bincount(cell.outcomes.predicted).argmax()
+    assert cell.record.draws == 10
+    assert 0.4 < float(right[~blank_class].mean()) < 0.6
+    assert float(((right > 0) & (right < 1))[~blank_class].mean()) > 0.9
+
+
+def test_a_limited_run_is_kept_apart_and_never_ranked(tmp_path):
+    record = measure("identity", tmp_path, limit=40, attacks=["none"])[0].record
+    assert record.protocol == f"{QUICK}+limit40" and record.n_examples == 40
+    assert not protocol.get("mnist-v1-draft").limited(40).ranked
+
+
+def test_a_selective_defense_is_refused_until_rejection_is_scored(tmp_path):
+    refuses = type("Refuses", (Fake,), {"kind": "selective", "rejection_score": lambda self, images, generator: images})
+    with pytest.raises(BenchError, match="may refuse"):
+        measure(refuses, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"classifier": "AA"}, "no classifier"),
+        ({"tracks": ["graybox"]}, "did you mean gray_box"),
+        ({"attacks": ["pdg"]}, "did you mean pgd"),
+        ({"recipe": "slow"}, "no recipe"),
+        ({"device": "tpu"}, "auto, cpu or cuda"),
+    ],
+    ids=str,
+)
+def test_wrong_names_stop_the_run_before_any_work(wrong, says, tmp_path):
+    with pytest.raises(BenchError, match=says):
+        measure("identity", tmp_path, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_expected_time_is_said_first(tmp_path):
+    listening = Listening()
+    measure("identity", tmp_path, progress=listening)
+    assert any("10 cells to run, about" in line for line in listening.said)
+
+
+RUN = """
+import sys, bench.classifiers as c
+c.RECIPE = {"epochs": 4, "minimum_steps": 0, "batch_size": 64, "learning_rate": 1e-3}
+from bench import evaluate
+from bench.progress import LineProgress
+evaluate("identity", "digits-v1-quick-draft", limit=128, records=sys.argv[1], progress=LineProgress(every=0.0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in training", "in an attack"])
+def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
+    """SIGKILL, then the same command: at most one epoch or one chunk is done twice, and the records are those of an
+    undisturbed run."""
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"PURIFYBENCH_HOME": str(tmp_path / name / "home")}
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            command = [sys.executable, "-c", RUN, str(tmp_path / name / "records")]
+            return subprocess.Popen(command, env=environment, stderr=log)
+
+    def said(name: str) -> str:
+        return (tmp_path / f"{name}.log").read_text()
+
+    def finished(folder: str) -> int:
+        pattern = "*.checkpoint" if moment == "in training" else "chunks/*/*.npz"
+        return sum(1 for path in (tmp_path / folder).rglob(pattern) if not path.name.startswith("."))
+
+    assert start("undisturbed").wait(300) == 0, said("undisturbed")
+    killed = start("killed")
+    deadline = time.monotonic() + 120
+    wanted = 1 if moment == "in training" else 17
+    while finished("killed") < wanted and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert killed.poll() is None, "the run ended before it could be killed"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("chunks/*/*.npz")}
+    before = said("killed")
+    assert start("killed").wait(300) == 0, said("killed")
+    since = said("killed").removeprefix(before)
+    if moment == "in training":
+        assert "resumes after epoch" in since
+    else:
+        assert "training" not in since
+        kept = [path for path in written if path.exists()]
+        assert kept and all(path.stat().st_mtime_ns == written[path] for path in kept)
+    ours, theirs = (
+        {c.record.cell: (c.record.lasting(), c.outcomes.sha256()) for c in Store(tmp_path / name / "records").cells()}
+        for name in ("undisturbed", "killed")
+    )
+    assert len(ours) == 10 and ours == theirs
