@@ -36,7 +36,7 @@ class ChunkCache:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except places.TORN_NPZ:
             path.unlink(missing_ok=True)

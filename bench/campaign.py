@@ -295,7 +295,7 @@ def outline(asked: Plan, store: Store) -> list[str]:
         costs = [ATTACKS[spec.attack].cost(**dict(spec.params)) for spec in asked.specs]
         forward, backward = (sum(cost[side] for cost in costs) * asked.protocol.n_examples for side in (0, 1))
         lines.append(
-            f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all defenses"
+            f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
         )
         names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
         for name, cls in asked.defenses:

@@ -430,9 +430,10 @@ def main() -> None:
     except BenchError as problem:
         typer.echo(f"error: {problem}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # how typer ends after Ctrl-C
+            typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

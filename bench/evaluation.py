@@ -166,7 +166,7 @@ def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> 
 
 
 def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
-    """The key of a chunk of attacked images: it names the attacked classifier and no defense, so defenses share them."""
+    """The key of a chunk of attacked images: it names the attacked classifier, no defense, so all share them."""
     what = (spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
     return _chunk_key("images", what, examples, chunk)
 

@@ -226,7 +226,7 @@ def _read_arrays(path: Path, problems: list[str]) -> dict[str, NDArray[Any]]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except TORN_NPZ as problem:
         problems.append(f"{path}: {problem}; its cells are computed again")

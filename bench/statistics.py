@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -56,6 +57,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+@functools.lru_cache(maxsize=4)
 def _resampling_weights(n: int) -> Array:
     generator = np.random.default_rng(seeds.derive("bootstrap", n))
     return generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n  # (RESAMPLES, n)

@@ -6,6 +6,7 @@ A new attack enters through bench.catalog.ATTACKS and is tested here without bei
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_invariant_10_more_budget_more_loss(name):
         nn.functional.cross_entropy(model(attack(name, model, images, labels, eps).images), labels)
         for eps in (0.0, 0.05, 0.1, 0.2, 0.4)
     ]
-    assert all(b > a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(losses))
 
 
 def test_invariant_10_more_steps_never_lose(net):

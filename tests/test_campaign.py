@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ from bench.places import home
 from bench.progress import Progress
 from bench.record import Cell, Store
 
-QUICK = "digits-v1-quick-draft"
+# digits-v1-quick-draft on 80 images (two chunks) with PGD of 10 longer steps
+TINY = replace(
+    protocol.get("digits-v1-quick-draft"),
+    id="tiny",
+    n_examples=80,
+    attacks=tuple(
+        replace(spec, params=(("step_size", 0.05), ("steps", 10)) if spec.params else ())
+        for spec in protocol.get("digits-v1-quick-draft").attacks
+    ),
+)
 
 
 class Listening(Progress):
@@ -51,8 +61,8 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, trained_home: Path) -> None:
     monkeypatch.setenv("PURIFYBENCH_HOME", str(trained_home))
 
 
-def measure(cls: type[Defense] | str, records: Path, limit: int = 80, **options) -> list[Cell]:
-    return evaluate(cls, QUICK, limit=limit, records=records, **options)
+def measure(cls: type[Defense] | str, records: Path, **options) -> list[Cell]:
+    return evaluate(cls, TINY, records=records, **options)
 
 
 def clean(cells: list[Cell]) -> Cell:
@@ -174,7 +184,7 @@ def test_the_undefended_classifier_falls_to_pgd_and_not_to_noise(tmp_path):
 
 def test_outcomes_are_what_a_second_look_at_the_images_gives(tmp_path):
     """Labels, distances, margins and costs of a stored cell, recomputed from the cached images by hand."""
-    asked = campaign.plan(["identity"], QUICK, limit=80, attacks=["pgd"])
+    asked = campaign.plan(["identity"], TINY, attacks=["pgd"])
     cell = campaign.run(asked, Store(tmp_path))[0]
     dataset = campaign.data.load("digits")
     split, indices = dataset.examples(80, seed=0)
@@ -194,9 +204,9 @@ def test_outcomes_are_what_a_second_look_at_the_images_gives(tmp_path):
     true = logits[torch.arange(80), split.labels]
     others = logits.masked_fill(nn.functional.one_hot(split.labels, 10).bool(), -torch.inf).amax(1)
     assert np.allclose(outcomes.margin, true - others, atol=1e-4)
-    assert (cell.record.forward_rows, cell.record.backward_rows) == (80 * 41, 80 * 40)
+    assert (cell.record.forward_rows, cell.record.backward_rows) == (80 * 11, 80 * 10)
     assert np.array_equal(outcomes.exhibits[0], (split.images[:8] * 255).round().byte())
-    assert len(cell.record.loss_curve) == 41 and cell.record.loss_curve[-1] > cell.record.loss_curve[0]
+    assert len(cell.record.loss_curve) == 11 and cell.record.loss_curve[-1] > cell.record.loss_curve[0]
     assert float(outcomes.linf.max()) <= cell.record.eps + statistics.TOLERANCE
 
 
@@ -209,7 +219,7 @@ def test_two_runs_write_the_same_bytes_outside_the_run_block(tmp_path, monkeypat
         records = [json.loads(file.read_text()) for file in files]
         for record in records:
             del record["run"], record["checksum"]
-        arrays = (tmp_path / name / "records" / f"{QUICK}+limit40" / "coin_flip" / "outcomes.npz").read_bytes()
+        arrays = (tmp_path / name / "records" / "tiny+limit40" / "coin_flip" / "outcomes.npz").read_bytes()
         contents.append((records, arrays))
     assert len(contents[0][0]) == 10
     assert contents[0] == contents[1]
@@ -286,7 +296,7 @@ def test_only_the_images_that_failed_count_as_wrong(tmp_path):
 
 
 def test_a_tampered_classifier_is_mended_for_the_next_defense(tmp_path):
-    asked = campaign.plan([TampersWithClassifier, "identity"], QUICK, limit=80, attacks=["none"])
+    asked = campaign.plan([TampersWithClassifier, "identity"], TINY, attacks=["none"])
     tampered, identity = campaign.run(asked, Store(tmp_path))
     alone = clean(measure("identity", tmp_path / "alone", attacks=["none"]))
     assert tampered.record.status == "failed"
@@ -317,7 +327,7 @@ def test_a_random_defense_is_averaged_over_draws(tmp_path):
 
 def test_a_limited_run_is_kept_apart_and_never_ranked(tmp_path):
     record = measure("identity", tmp_path, limit=40, attacks=["none"])[0].record
-    assert record.protocol == f"{QUICK}+limit40" and record.n_examples == 40
+    assert record.protocol == "tiny+limit40" and record.n_examples == 40
     assert not protocol.get("mnist-v1-draft").limited(40).ranked
 
 
@@ -355,7 +365,7 @@ import sys, bench.classifiers as c
 c.RECIPE = {"epochs": 4, "minimum_steps": 0, "batch_size": 64, "learning_rate": 1e-3}
 from bench import evaluate
 from bench.progress import LineProgress
-evaluate("identity", "digits-v1-quick-draft", limit=128, records=sys.argv[1], progress=LineProgress(every=0.0))
+evaluate("identity", "digits-v1-quick-draft", limit=96, records=sys.argv[1], progress=LineProgress(every=0.0))
 """
 
 

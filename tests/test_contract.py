@@ -349,7 +349,13 @@ def test_settings_come_from_defaults_shape_and_recipe():
 
 def test_the_source_hash_sees_code_and_not_prose(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    code = 'from bench.defense import Defense\nclass D(Defense):\n    """{}"""\n    def purify(self, images, generator):\n        return images * {}  # {}\n'
+    code = (
+        "from bench.defense import Defense\n"
+        "class D(Defense):\n"
+        '    """{}"""\n'
+        "    def purify(self, images, generator):\n"
+        "        return images * {}  # {}\n"
+    )
     hashes = []
     for i, (doc, factor, comment) in enumerate([("a", 1, "x"), ("b", 1, "y"), ("a", 2, "x")]):
         (tmp_path / f"made_up_{i}.py").write_text(code.format(doc, factor, comment))

@@ -1,0 +1,30 @@
+"""Builds the site: records in, a folder of static files out. Same records, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.record import Store
+from leaderboard import folder, pages, tables
+from leaderboard.gather import gather
+
+
+def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
+    """Write the site of all records in `stores` (or in the folders that they name) into `out`; returns its index.html.
+
+    The site needs no server: it works from file:// and under any address. Files that do not count are named on the
+    pages. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not write.
+    """
+    gathered = gather(stores)
+    if not gathered.cells:
+        looked = ", ".join(str(store.root if isinstance(store, Store) else store) for store in stores) or "no folder"
+        torn = f"; {len(gathered.problems)} unusable: {gathered.problems[0]}" if gathered.problems else ""
+        raise BenchError(
+            f"there are no records to show in {looked}{torn}. Make some with "
+            "`purifybench run identity --protocol digits-v1-quick-draft` or `purifybench demo`, then build again"
+        )
+    boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
+    folder.publish(pages.site(boards, gathered.problems), out)
+    return out / "index.html"

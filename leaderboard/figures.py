@@ -1,0 +1,117 @@
+"""Line charts as inline SVG that follows the page: text in `currentColor`, series in CSS variables, no background.
+
+matplotlib draws with marker colours that are then replaced, so that one file serves light and dark. Legends are HTML
+beside the figure (they wrap on a phone, and names from records never pass through matplotlib's math parser).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import matplotlib.style
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+SERIES = 7  # colours there are for series: --s1 to --s7 in site.css
+BASELINE_COLOUR = 8  # --s8, a grey for what others are compared with
+_INK, _GRID = "#000101", "#000102"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+_DASHES = ("", "7 3", "2 2.5", "8 3 2 3")
+_SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "purifybench", "path.simplify": False}
+_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart and of its legend. `low` and `high` (as long as `y`, or empty) draw a band around it."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    colour: int = 1  # 1 to SERIES, or BASELINE_COLOUR
+    dash: int = 0  # 0 to 3, solid first
+    width: float = 1.6
+    opacity: float = 1.0
+    marked: bool = True
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def dasharray(self) -> str:
+        """The `stroke-dasharray` of the legend's sample; empty for a solid line."""
+        return _DASHES[self.dash]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn figure: its SVG, what it shows in one sentence, and the lines for its legend."""
+
+    svg: str
+    title: str
+    lines: tuple[Line, ...]
+
+
+def accuracy_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
+    """Accuracy in percent against the radius. `name` must be unique on its page: it prefixes the SVG's ids."""
+    return _chart(name, title, lines, "radius ε (largest change of a pixel)", "accuracy in %", scale=100)
+
+
+def loss_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
+    """An attack's mean loss against its step."""
+    return _chart(name, title, lines, "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
+
+
+def _chart(name: str, title: str, lines: Sequence[Line], x_label: str, y_label: str, scale: float) -> Chart:
+    with matplotlib.style.context(["default", _SVG_OPTIONS]):
+        figure = Figure(figsize=(5.0, 3.2))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0.12, 0.155, 0.865, 0.815))
+        for line in lines:
+            _draw(axes, line, scale)
+        if scale == 100:
+            axes.set_ylim(-3, 103)
+        axes.margins(x=0.02)
+        axes.set_xlabel(x_label, color=_INK, fontsize=10)
+        axes.set_ylabel(y_label, color=_INK, fontsize=10)
+        axes.grid(axis="y", color=_GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_INK, labelsize=9.5, length=0, pad=5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=scale == 1, steps=[1, 2, 5, 10]))
+        for side, spine in axes.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color(_INK)
+            spine.set_linewidth(0.8)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata=_METADATA)
+    return Chart(_inline(target.getvalue(), name), title, tuple(lines))
+
+
+def _draw(axes: matplotlib.axes.Axes, line: Line, scale: float) -> None:
+    colour = f"#0002{line.colour:02d}"
+    dashes = [float(part) / line.width for part in line.dasharray.split()]
+    style: str | tuple[int, list[float]] = (0, dashes) if dashes else "solid"
+    if line.low:
+        low, high = [scale * v for v in line.low], [scale * v for v in line.high]
+        axes.fill_between(line.x, low, high, color=colour, alpha=0.14, linewidth=0)
+    axes.plot(
+        line.x, [scale * v for v in line.y], color=colour, linestyle=style, linewidth=line.width, alpha=line.opacity,
+        marker=_MARKERS[line.colour - 1] if line.marked else None, markersize=4, markeredgewidth=0,
+        solid_capstyle="round", clip_on=False,
+    )  # fmt: skip
+
+
+def _inline(svg: str, name: str) -> str:
+    """The `<svg>` element by itself: no prolog, no metadata, unique ids, colours that follow the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", svg)
+    svg = re.sub(r"#0002(\d\d)", lambda found: f"var(--s{int(found[1])})", svg)
+    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
+    svg = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", svg)
+    svg = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    return svg.strip()

@@ -1,0 +1,124 @@
+"""How numbers, names and links are written on the pages: the template filters, and nothing that computes a result."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from leaderboard.tables import Estimate
+
+_THIN = "\u202f"  # narrow no-break space between a number and its unit
+_MINUS = "\u2212"
+_ACRONYMS = {"fgsm", "pgd", "apgd", "bim", "cw", "spsa"}
+_PUBLISHED = {
+    "deepfool": "DeepFool", "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
+    "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
+}  # fmt: skip
+
+
+def percent(estimate: Estimate) -> str:
+    """An accuracy: "97.3 %"; none of n prints as its upper Wilson bound, "≤ 0.4 %"."""
+    if estimate.value == 0:
+        return f"≤{_THIN}{100 * estimate.high:.1f}{_THIN}%"
+    if estimate.value < 0.0005:
+        return f"<{_THIN}0.1{_THIN}%"
+    return f"{100 * estimate.value:.1f}{_THIN}%"
+
+
+def percent_range(estimate: Estimate) -> str:
+    """The interval of an accuracy, without the unit: "96.1–98.2"."""
+    return f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
+
+
+def decimal(value: float) -> str:
+    """A mean robust radius: "0.528"."""
+    return f"{value:.3f}".replace("-", _MINUS)
+
+
+def decimal_range(estimate: Estimate) -> str:
+    """The interval of a mean robust radius: "0.501–0.555"."""
+    return f"{decimal(estimate.low)}–{decimal(estimate.high)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: "+0.131", "−0.020"."""
+    return f"{value:+.3f}".replace("-", _MINUS)
+
+
+def signed_range(estimate: Estimate) -> str:
+    """The interval of a difference: "+0.101 to +0.161"."""
+    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+
+
+def radius(eps: float | None) -> str:
+    """A radius as short as it can be: "0.05"; a dash where an attack has no budget."""
+    return "–" if eps is None else f"{eps:g}"
+
+
+def thousands(count: float) -> str:
+    """A count with thin spaces between thousands: "12 000" and one decimal where it is not whole."""
+    text = f"{count:,.0f}" if float(count).is_integer() else f"{count:,.1f}"
+    return text.replace(",", _THIN)
+
+
+def words(name: str) -> str:
+    """An identifier for people: `gray_box` becomes "gray box"."""
+    return name.replace("_", " ")
+
+
+def attack_name(name: str) -> str:
+    """An attack as its paper writes it: `r_fgsm` becomes "R-FGSM", `pgd` "PGD", `uniform_noise` "uniform noise"."""
+    if name == "none":
+        return "no attack"
+    parts = name.split("_")
+    if _ACRONYMS.isdisjoint(parts):
+        return _PUBLISHED.get(name) or " ".join(parts)
+    return "-".join(part.upper() for part in parts)
+
+
+def dataset_name(name: str) -> str:
+    """A data set as its authors write it."""
+    return _PUBLISHED.get(name, name)
+
+
+def norm_name(norm: str | None) -> str:
+    """A norm's symbol; a dash where there is none."""
+    return {"linf": "L∞", "l2": "L2"}.get(norm or "", norm or "–")
+
+
+def parameters(params: Mapping[str, object]) -> str:
+    """Keyword arguments in one line, in alphabetical order: "steps 40, step_size 0.01"."""
+    return ", ".join(f"{name} {_value(params[name])}" for name in sorted(params)) or "–"
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def web_link(address: str) -> str:
+    """`address` if it is an http or https link, else the empty string: nothing else may become an `href`."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    return address if parts.scheme in ("http", "https") and parts.netloc else ""
+
+
+def paper_name(address: str) -> str:
+    """A short name for a paper's link: "arXiv:1805.06605", else the host."""
+    found = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", address)
+    return f"arXiv:{found[1]}" if found else urlsplit(web_link(address)).netloc or "paper"
+
+
+def file_name(name: str) -> str:
+    """A name that is safe in a path and a link; two different names never give the same one."""
+    clean = re.sub(r"[^a-z0-9_.-]", "-", name.replace("+", ".").lower()).strip(".-")[:80]
+    plain = re.fullmatch(r"[a-z0-9_+-]+", name) is not None and clean == name.replace("+", ".")
+    return clean if plain else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def listing(items: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1] if items else ""]))

@@ -1,0 +1,190 @@
+"""The built site in a real browser, from file://, with and without JavaScript."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_records
+import pytest
+
+from bench import protocol as protocols
+from bench.record import Store
+from leaderboard.build import build
+
+pytestmark = pytest.mark.browser
+QUICK = protocols.get("digits-v1-quick-draft")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with three complete defenses, an incomplete one, a long title and a limited board."""
+    folder = tmp_path_factory.mktemp("site")
+    store = Store(folder / "records")
+    fake_records.save(store, QUICK, ["identity", "identity_vae"])
+    long = fake_records.card("kmeans", title="Averyverylongtitlewithoutanyplacetobreak" * 2, summary="word " * 60)
+    fake_records.save(store, QUICK, ["kmeans"], card=long)
+    fake_records.save(store, QUICK, ["torn"], skip=["gray_box.fgsm.linf-0.1"])
+    fake_records.save(store, QUICK.limited(20), ["identity"])
+    return build([store], folder / "out").parent
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on the path: install it to run the browser tests")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, site: Path) -> Iterator[Any]:
+    """A function that opens a page of the site; whatever the page complains about fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(path: str = "index.html", *, enhanced: bool = True, width: int = 1280, **options: Any) -> Any:
+        options.setdefault("java_script_enabled", enhanced)
+        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
+        page.goto((site / path).as_uri())
+        if enhanced and page.locator("table[data-enhance]").count():
+            page.wait_for_selector(".enhanced .dt-search input")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def names(page: Any) -> list[str]:
+    return [name.strip() for name in page.locator("#board tbody .sub > code").all_inner_texts()]
+
+
+def every_page(site: Path) -> list[str]:
+    return [path.relative_to(site).as_posix() for path in sorted(site.rglob("*.html"))]
+
+
+def test_every_page_opens_without_an_error_and_stays_inside_a_phone(visit: Any, site: Path) -> None:
+    for path in every_page(site):
+        page = visit(path, width=375)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, path
+        assert page.locator("h1").count() == 1, path
+
+
+def test_the_board_sorts_by_a_click_on_a_column(visit: Any) -> None:
+    page = visit()
+    assert names(page) == ["identity_vae", "kmeans", "identity", "torn"]
+    for column, order, best in (
+        ("defense", "ascending", "kmeans"),  # its title starts with A
+        ("defense", "descending", "torn"),
+        ("robust accuracy at 0.1", "descending", "identity_vae"),
+        ("robust accuracy at 0.1", "ascending", "torn"),  # a number that is not known is below all others
+    ):
+        page.locator(f"#board thead th[data-name='{column}']").click()
+        page.wait_for_selector(f"#board thead th[data-name='{column}'][aria-sort={order}]")
+        assert names(page)[0] == best
+
+
+def test_the_board_sorts_by_keyboard(visit: Any) -> None:
+    page = visit()
+    header = page.locator("#board thead th[data-name='clean accuracy']")
+    page.locator(".dt-search input").focus()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if header.evaluate("header => header.contains(document.activeElement)"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#board thead th[data-name='clean accuracy'][aria-sort=descending]")
+
+
+def test_the_search_box_filters_rows(visit: Any) -> None:
+    page = visit()
+    page.locator(".dt-search input").fill("identity_vae")
+    assert names(page) == ["identity_vae"]
+    page.locator(".dt-search input").fill("no such defense")
+    assert page.locator("#board tbody").inner_text() == "No row matches."
+
+
+def test_columns_can_be_hidden(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_text("clean accuracy", exact=True).click()
+    assert not page.locator("#board thead th[data-name='clean accuracy']").is_visible()
+
+
+def test_the_csv_button_gives_what_is_shown(visit: Any, tmp_path: Path) -> None:
+    page = visit()
+    page.locator(".dt-search input").fill("identity_vae")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").click()
+    download.value.save_as(tmp_path / "board.csv")
+    with (tmp_path / "board.csv").open(encoding="utf-8-sig", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["defense"] == "identity_vae"
+    assert 0 < float(row["robust accuracy at 0.1"]) < float(row["clean accuracy"]) < 1
+    assert None not in row and "accuracy over radius" not in row
+
+
+def test_without_javascript_the_board_is_complete(visit: Any) -> None:
+    page = visit(enhanced=False)
+    assert names(page) == ["identity_vae", "kmeans", "identity", "torn"]
+    assert page.locator(".dt-search").count() == 0
+    assert page.get_by_role("link", name="All numbers as CSV").is_visible()
+    page.get_by_role("link", name="Identity vae").first.click()
+    assert page.locator("h1").inner_text() == "Identity vae"
+
+
+def test_the_keyboard_is_seen_and_skips_to_the_content(visit: Any) -> None:
+    page = visit()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.locator(".skip").bounding_box()["x"] >= 0
+    page.keyboard.press("Tab")
+    style = "getComputedStyle(document.activeElement)"
+    assert page.evaluate(f"{style}.outlineStyle") == "solid"
+    assert float(page.evaluate(f"{style}.outlineWidth").removesuffix("px")) >= 2
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parse(getComputedStyle(node).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const bad = [];
+  for (const node of document.querySelectorAll("main *, header *, footer *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!own || node.closest("svg") || !node.checkVisibility()) continue;
+    const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) bad.push(`${node.tagName}.${node.className} ${ratio.toFixed(2)} ${node.textContent.trim()}`);
+  }
+  return bad;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(visit: Any, site: Path, scheme: str) -> None:
+    for path in every_page(site):
+        assert visit(path, color_scheme=scheme).evaluate(CONTRAST) == [], path
