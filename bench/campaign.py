@@ -22,7 +22,7 @@ from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
 from bench.evaluation import Examples, Subject, cell_key, cell_name, evaluate_cell, images_key, untouched
 from bench.places import home
-from bench.progress import Progress, duration
+from bench.progress import Progress, duration, for_terminal
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell, Store
 
@@ -52,7 +52,7 @@ def plan(
     recipe: str | None = None,
     on: str = "auto",
 ) -> Plan:
-    """Resolve names before any work starts. Raises BenchError for the first that does not exist."""
+    """Resolve names before any work starts. Raises BenchError for the first unknown one, or for no cell."""
     chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
     if limit is not None:
         chosen = chosen.limited(limit)
@@ -66,9 +66,12 @@ def plan(
             raise BenchError(f"{name} may refuse images; no protocol scores rejection yet, so it cannot be run")
     if recipe is not None and not any(recipe in cls.recipes for _, cls in named):
         raise unknown("recipe", recipe, {r for _, cls in named for r in cls.recipes})
+    specs = tuple(chosen.select(tuple(tracks), tuple(attacks)))
+    if not specs:
+        raise BenchError(f"no cell of {chosen.id} is in tracks {', '.join(tracks)} and attacks {', '.join(attacks)}")
     return Plan(
         protocol=chosen,
-        specs=tuple(chosen.select(tuple(tracks), tuple(attacks))),
+        specs=specs,
         defenses=named,
         classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
         recipe=recipe,
@@ -162,12 +165,14 @@ def run(
         finished: dict[tuple[str, str], Cell] = {}
         open_cells: list[tuple[Subject, AttackSpec]] = []
         for subject in subjects:
+            stored = {cell.record.cell: cell for cell in store.cells(plan.protocol.id, subject.name)}
             for spec in plan.specs:
-                stored = _stored(store, plan.protocol, subject, spec)
-                if stored is None:
-                    open_cells.append((subject, spec))
+                cell = stored.get(cell_name(subject, plan.protocol, spec))
+                same = cell is not None and cell.record.key == cell_key(subject, plan.protocol, spec)
+                if cell is not None and same and cell.record.status == "ok":
+                    finished[subject.name, spec.slug] = cell
                 else:
-                    finished[subject.name, spec.slug] = stored
+                    open_cells.append((subject, spec))
         expected = _expected_seconds(open_cells, plan, examples, cache)
         total = sum(expected.values())
         if open_cells:
@@ -204,7 +209,8 @@ def evaluate(
 ) -> list[Cell]:
     """Measure one defense, by name or by class, under a protocol: what `purifybench run` does, for a notebook.
 
-    Returns the cells, also kept in the folder `records`. Raises BenchError for anything that the caller can mend.
+    Returns the cells, also kept in the folder `records`. Shows its progress unless given a silent `Progress()`.
+    Raises BenchError for anything that the caller can mend.
 
     >>> from bench import evaluate
     >>> cells = evaluate("kmeans", "digits-v1-quick-draft", limit=64)  # doctest: +SKIP
@@ -213,12 +219,7 @@ def evaluate(
         [defense], protocol, classifier=[classifier] if classifier else [], tracks=tracks, attacks=attacks,
         limit=limit, recipe=recipe, on=device,
     )  # fmt: skip
-    return run(asked, Store(records), data_root=data_root, progress=progress)
-
-
-def _stored(store: Store, asked: Protocol, subject: Subject, spec: AttackSpec) -> Cell | None:
-    found = store.find(cell_key(subject, asked, spec), asked, subject.name, cell_name(subject, asked, spec))
-    return found if found is not None and found.record.status == "ok" else None
+    return run(asked, Store(records), data_root=data_root, progress=progress or for_terminal())
 
 
 def _expected_seconds(

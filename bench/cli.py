@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -434,9 +433,6 @@ def main() -> None:
         if ended.code == 130:  # how typer ends after Ctrl-C
             typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
         raise
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 if __name__ == "__main__":

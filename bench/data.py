@@ -155,6 +155,8 @@ def read_idx(path: Path, md5: str | None = None) -> NDArray[np.uint8]:
     mend = f"delete it and run `purifybench data fetch {_name_of(path)}`"
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except PermissionError as problem:
+        raise BenchError(f"{path} may not be read ({problem.strerror}); give yourself the right to") from problem
     except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
         raise BenchError(f"{path} is truncated or corrupted ({problem}); {mend}") from problem
     if len(content) < 8 or content[:3] != b"\0\0\x08":

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
-from bench.protocol import AttackSpec, Protocol
+from bench.protocol import AttackSpec
 
 SCHEMA = 1
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
@@ -211,15 +211,6 @@ class Store:
             self.problems.append(f"{path}: {first}; run the cell again")
             return None
         return Cell(record, outcomes)
-
-    def find(self, record_key: str, protocol: Protocol, defense: str, name: str) -> Cell | None:
-        """The stored cell of that name if it is sound and its key is `record_key`, else None."""
-        folder = self.folder(protocol.id, defense)
-        path = folder / f"{name}.json"
-        if not path.exists():
-            return None
-        cell = self._read(path, _read_arrays(folder / "outcomes.npz", self.problems))
-        return cell if cell is not None and cell.record.key == record_key else None
 
 
 def _read_arrays(path: Path, problems: list[str]) -> dict[str, NDArray[Any]]:

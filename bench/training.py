@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -206,6 +205,7 @@ class CheckpointingProgress(Progress):
     def __init__(self, shown: Progress, path: Path, described: str) -> None:
         self.shown, self.path, self.described = shown, path, described
         self.losses: dict[str, list[float]] = {}
+        self._begun: set[str] = set()
 
     def task(self, label: str, total: float, done: float = 0) -> AbstractContextManager[Advance]:
         return self.shown.task(label, total, done)
@@ -214,10 +214,12 @@ class CheckpointingProgress(Progress):
         self.shown.say(message)
 
     def restore(self, label: str, stateful: Mapping[str, Any]) -> tuple[int, list[float]]:
+        if label in self._begun:
+            raise ValueError(f"two trainings of one fit are called {label!r}; give each a label of its own")
+        self._begun.add(label)
         path = self._of(label)
         if not path.exists():
             return 0, []
-        before = {name: copy.deepcopy(part.state_dict()) for name, part in stateful.items()}
         try:
             tensors, metadata = _read(path, f"{self.described} {label}")
             for name, part in stateful.items():
@@ -226,8 +228,6 @@ class CheckpointingProgress(Progress):
                 }
                 _unflatten_into(part, mine)
         except (BenchError, RuntimeError, KeyError, ValueError) as problem:
-            for name, part in stateful.items():
-                part.load_state_dict(before[name])
             self.say(f"{label}: {problem}; the checkpoint is ignored")
             return 0, []
         losses = [float(loss) for loss in json.loads(metadata["losses"])]

@@ -412,3 +412,8 @@ def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
         for name in ("undisturbed", "killed")
     )
     assert len(ours) == 10 and ours == theirs
+
+
+def test_a_selection_that_holds_no_cell_is_an_error(tmp_path):
+    with pytest.raises(BenchError, match="no cell of tiny is in tracks clean and attacks pgd"):
+        measure("identity", tmp_path, tracks=["clean"], attacks=["pgd"])

@@ -1,0 +1,230 @@
+"""Protocols are data: frozen, hashed, honest about what they are; and every name in them exists and fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench import attacks, catalog, classifiers, data, protocol
+from bench.draws import ImageDraws
+from bench.errors import BenchError
+from bench.protocol import PROTOCOLS, AttackSpec, Protocol
+
+SPECS = [pytest.param(spec, id=f"{p.id}:{spec.slug}") for p in PROTOCOLS.values() for spec in p.attacks]
+
+TINY = Protocol(
+    id="tiny-v1",
+    dataset="digits",
+    n_examples=100,
+    attacks=(
+        AttackSpec("none", "clean"),
+        AttackSpec("fgsm", "gray_box", "linf", 0.1),
+        AttackSpec("pgd", "gray_box", "linf", 0.1, (("steps", 3),)),
+        AttackSpec("pgd", "gray_box", "linf", 0.2, (("steps", 3),)),
+    ),
+    linf_radii=(0.1, 0.2),
+    ranked=True,
+    purpose="A test.",
+)
+
+
+def fresh_python(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
+def test_slugs_are_unique_within_a_protocol(chosen):
+    slugs = [spec.slug for spec in chosen.attacks]
+    assert len(set(slugs)) == len(slugs)
+
+
+def test_a_slug_says_track_attack_and_radius():
+    assert AttackSpec("pgd", "gray_box", "linf", 0.3).slug == "gray_box.pgd.linf-0.3"
+    assert AttackSpec("none", "clean").slug == "clean.none"
+
+
+def test_protocols_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.attacks[0].eps = 1.0
+    with pytest.raises(TypeError):
+        PROTOCOLS["tiny-v1"] = TINY
+
+
+CHANGED = {
+    "id": "tiny-v2", "dataset": "mnist", "n_examples": 99, "attacks": TINY.attacks[:-1], "linf_radii": (0.1,),
+    "l2_radii": (0.5,), "classifiers": ("B",), "scoring_draws": 11, "seed": 1, "ranked": False,
+}  # fmt: skip
+
+
+def test_the_hash_covers_every_field_but_the_purpose():
+    assert set(CHANGED) | {"purpose"} == {field.name for field in dataclasses.fields(Protocol)}
+    hashes = {dataclasses.replace(TINY, **{name: value}).hash for name, value in CHANGED.items()}
+    assert len(hashes | {TINY.hash}) == len(CHANGED) + 1
+    assert dataclasses.replace(TINY, purpose="Other prose.").hash == TINY.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attack": "fgsm"}, {"track": "clean"}, {"norm": "l2"}, {"eps": 0.11}, {"params": (("steps", 4),)}],
+    ids=str,
+)
+def test_the_hash_covers_every_field_of_every_attack(change):
+    altered = (*TINY.attacks[:-1], dataclasses.replace(TINY.attacks[-1], **change))
+    assert dataclasses.replace(TINY, attacks=altered).hash != TINY.hash
+
+
+def test_hashes_are_the_same_in_a_fresh_interpreter():
+    code = "from bench.protocol import PROTOCOLS; print(*(p.id + '=' + p.hash for p in PROTOCOLS.values()))"
+    assert fresh_python(code).split() == [f"{p.id}={p.hash}" for p in PROTOCOLS.values()]
+
+
+def test_no_two_protocols_share_a_hash():
+    assert len({p.hash for p in PROTOCOLS.values()}) == len(PROTOCOLS)
+
+
+def test_a_limited_protocol_is_another_one_and_never_ranked():
+    limited = TINY.limited(32)
+    assert (limited.id, limited.n_examples, limited.ranked) == ("tiny-v1+limit32", 32, False)
+    assert limited.hash != TINY.hash
+    assert limited.attacks == TINY.attacks
+    assert limited.purpose.startswith("A test. Limited to 32 images")
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_a_limit_that_limits_nothing_is_the_same_protocol(n):
+    assert TINY.limited(n) is TINY
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_a_limit_below_one_is_refused(n):
+    with pytest.raises(BenchError, match=f"--limit must be at least 1, got {n}"):
+        TINY.limited(n)
+
+
+def test_select_without_wishes_gives_all_in_order():
+    assert tuple(TINY.select()) == TINY.attacks
+
+
+def test_select_keeps_tracks_and_attacks_that_are_both_wanted():
+    assert tuple(TINY.select(("clean",))) == TINY.attacks[:1]
+    assert tuple(TINY.select((), ("pgd",))) == TINY.attacks[2:]
+    assert tuple(TINY.select(("gray_box",), ("pgd", "none"))) == TINY.attacks[2:]
+
+
+def test_select_refuses_what_the_protocol_does_not_hold_at_once():
+    with pytest.raises(BenchError, match="no track of tiny-v1 is called 'grey_box'; did you mean gray_box"):
+        TINY.select(("grey_box",))
+    with pytest.raises(BenchError, match="no attack of tiny-v1 is called 'pdg'; did you mean pgd"):
+        TINY.select((), ("pdg",))
+    with pytest.raises(BenchError, match="no attack of tiny-v1 is called 'uniform_noise'"):
+        TINY.select((), ("uniform_noise",))  # exists, but not here
+
+
+def test_tracks_come_in_the_order_of_the_field_and_only_those_that_occur():
+    assert dataclasses.replace(TINY, attacks=TINY.attacks[::-1]).tracks == ("clean", "gray_box")
+    assert dataclasses.replace(TINY, attacks=TINY.attacks[1:]).tracks == ("gray_box",)
+
+
+def test_a_draft_stays_a_draft_when_it_is_limited():
+    draft = dataclasses.replace(TINY, id="tiny-v1-draft")
+    assert draft.is_draft
+    assert draft.limited(3).is_draft
+    assert not TINY.is_draft
+    assert not TINY.limited(3).is_draft
+
+
+def test_get_suggests_the_nearest_protocol():
+    assert protocol.get("digits-v1-draft") is PROTOCOLS["digits-v1-draft"]
+    with pytest.raises(BenchError, match=r"no protocol is called 'minst-v1-draft'; did you mean mnist-v1-draft"):
+        protocol.get("minst-v1-draft")
+
+
+@pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
+def test_every_protocol_is_consistent(chosen):
+    assert PROTOCOLS[chosen.id] is chosen
+    assert chosen.dataset in catalog.DATASETS
+    assert set(chosen.classifiers) <= set(catalog.CLASSIFIERS)
+    assert chosen.purpose.endswith(".")
+    assert "clean.none" in [spec.slug for spec in chosen.attacks], "robustness needs the clean cell"
+    for radii in (chosen.linf_radii, chosen.l2_radii):
+        assert list(radii) == sorted(set(radii))
+        assert all(radius > 0 for radius in radii)
+    attacked = {spec.eps for spec in chosen.attacks if spec.norm == "linf" and spec.track != "clean"}
+    assert attacked == set(chosen.linf_radii)
+
+
+@pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
+def test_quick_and_digits_protocols_are_never_ranked(chosen):
+    assert not (chosen.ranked and ("quick" in chosen.id or chosen.dataset == "digits"))
+
+
+@pytest.mark.parametrize("dataset", catalog.DATASETS)
+def test_every_data_set_has_a_protocol_that_its_test_split_can_fill(dataset):
+    images = {"digits": 500, "mnist": 10_000, "fmnist": 10_000}[dataset]
+    sizes = [p.n_examples for p in PROTOCOLS.values() if p.dataset == dataset]
+    assert sizes
+    assert max(sizes) <= images
+
+
+# ---------------------------------------------------------------------------------------------- the catalog
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
+    info = catalog.ATTACKS[spec.attack]
+    assert spec.track in protocol.TRACKS
+    assert (spec.norm is None) == (spec.eps is None)
+    assert spec.norm in (info.norms or (None,))
+    radius = {} if spec.eps is None else {"eps": spec.eps}
+    inspect.signature(attacks.get(spec.attack)).bind(
+        "logits", "images", "labels", draws="draws", **radius, **dict(spec.params)
+    )
+    forward, backward = info.cost(**dict(spec.params))
+    assert forward >= backward >= 0
+
+
+def linear(images):
+    return images.flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize("name", catalog.ATTACKS)
+def test_every_attack_of_the_catalog_imports_and_runs(name):
+    images, labels = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
+    radius = {"eps": 0.1} if catalog.ATTACKS[name].norms else {}
+    result = attacks.get(name)(linear, images, labels, draws=ImageDraws(labels), **radius)
+    assert result.images.shape == images.shape
+    assert (result.images - images).abs().max() <= 0.1 + 1e-6
+
+
+def test_an_unknown_attack_suggests_the_nearest():
+    with pytest.raises(BenchError, match="no attack is called 'fgms'; did you mean fgsm"):
+        attacks.get("fgms")
+
+
+@pytest.mark.parametrize("name", catalog.CLASSIFIERS)
+def test_every_classifier_of_the_catalog_builds(name):
+    assert classifiers.build(name)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", catalog.DATASETS)
+def test_every_data_set_of_the_catalog_loads_or_says_that_it_is_missing(name, tmp_path):
+    if name == "digits":
+        assert data.load(name).name == "digits"
+    else:
+        with pytest.raises(BenchError, match=f"^{name}: .* is missing, looked in"):
+            data.load(name, tmp_path)
+
+
+def test_what_names_and_records_need_is_free_of_torch():
+    code = "import bench.protocol, bench.record, bench.statistics, bench.catalog, bench.plugins, bench.report, sys"
+    assert fresh_python(code + "; bench.plugins.installed(); print('torch' in sys.modules)") == "False"

@@ -1,0 +1,240 @@
+"""Statistics, held against numbers counted by hand, against scipy, and against simulated truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench import statistics
+
+# Four images. Image 0 always holds; 1 falls to the first attack at .1; 2 only to a weak attack that left a larger
+# ball; 3 is wrong from the start, although an attack makes it right.
+CORRECT = {"clean": [1, 1, 1, 0], "pgd .1": [1, 0, 1, 1], "pgd .3": [1, 1, 0, 1]}
+LINF = {"clean": [0, 0, 0, 0], "pgd .1": [0.1] * 4, "pgd .3": [0.3, 0.3, 0.2, 0.3]}
+
+
+@pytest.fixture
+def cells(make_cell):
+    def attacked(name, eps):
+        arrays = {"correct": CORRECT[name], "linf": LINF[name], "l2": [20 * d for d in LINF[name]]}
+        return make_cell(arrays, track="gray_box", attack="pgd", norm="linf", eps=eps)
+
+    return [make_cell({"correct": CORRECT["clean"]}), attacked("pgd .1", 0.1), attacked("pgd .3", 0.3)]
+
+
+# ---------------------------------------------------------------------------------------------- worst case
+
+
+def test_the_worst_image_inside_the_ball_decides(cells):
+    assert statistics.robustness(cells, "linf", [0.05, 0.1, 0.2, 0.3]).tolist() == [
+        [1, 1, 1, 0],  # clean
+        [1, 1, 1, 0],  # nothing lies within .05
+        [1, 0, 1, 0],  # image 1 falls
+        [1, 0, 0, 0],  # image 2 falls to the image made for .3, which lies at .2
+        [1, 0, 0, 0],
+    ]
+
+
+def test_no_attacked_image_beats_the_clean_one(cells):
+    curve = statistics.robustness(cells, "linf", [0.1, 0.2, 0.3])
+    assert (curve[:, 3] == 0).all()
+
+
+def test_an_image_outside_its_ball_does_not_count_whatever_its_cell_claims(make_cell, cells):
+    outside = make_cell(
+        {"correct": [0] * 4, "linf": [0.1001] * 4}, attack="pgd", norm="linf", eps=0.1, track="gray_box"
+    )
+    with_it = statistics.robustness([cells[0], outside], "linf", [0.1, 0.2])
+    assert with_it[1].tolist() == [1, 1, 1, 0]
+    assert with_it[2].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("excess", "counts"), [(0.9e-6, True), (3e-6, False)])
+def test_rounding_is_forgiven_and_no_more(excess, counts, make_cell):
+    attacked = make_cell({"correct": [0], "linf": [0.1 + excess]}, attack="pgd", norm="linf", eps=0.1, track="gray_box")
+    curve = statistics.robustness([make_cell({"correct": [1]}), attacked], "linf", [0.1])
+    assert curve[1, 0] == (0 if counts else 1)
+
+
+def test_linf_and_l2_are_separate_balls(make_cell):
+    """An image within Linf .1 lies at L2 2.8 here: it breaks the one claim and says nothing of the other."""
+    attacked = make_cell(
+        {"correct": [0], "linf": [0.1], "l2": [2.8]}, attack="pgd", norm="linf", eps=0.1, track="gray_box"
+    )
+    both = [make_cell({"correct": [1]}), attacked]
+    assert statistics.robustness(both, "linf", [0.1])[1, 0] == 0
+    assert statistics.robustness(both, "l2", [0.5, 2.0]).tolist() == [[1], [1], [1]]
+    assert statistics.robustness(both, "l2", [2.8])[1, 0] == 0
+
+
+def test_shares_of_random_defenses_are_kept_as_shares(make_cell):
+    attacked = make_cell(
+        {"correct": [0.3, 0.9], "linf": [0.1, 0.1]}, attack="pgd", norm="linf", eps=0.1, track="gray_box"
+    )
+    curve = statistics.robustness([make_cell({"correct": [0.7, 0.8]}), attacked], "linf", [0.1])
+    assert curve == pytest.approx(np.array([[0.7, 0.8], [0.3, 0.8]]))
+
+
+def test_without_the_clean_cell_there_is_no_robustness(cells):
+    with pytest.raises(ValueError, match="robustness needs the clean cell"):
+        statistics.robustness(cells[1:], "linf", [0.1])
+
+
+# ---------------------------------------------------------------------------------------------- mean robust radius
+
+
+def test_the_mean_robust_radius_is_a_trapezoid(cells):
+    radii = [0.1, 0.2, 0.4]
+    curve = statistics.robustness(cells, "linf", radii)
+    # image 1: right at 0, wrong from .1 on: .1 / 2 / .4; image 2: right until .1, falls at .2: (.1 + .1 / 2) / .4
+    assert statistics.robust_radius(curve, radii) == pytest.approx([1, 0.125, 0.375, 0])
+
+
+def test_unequal_steps_weigh_by_their_width():
+    curve = np.array([[1.0], [0.8], [0.2]])  # at 0, .1 and .5
+    expected = (0.1 * (1 + 0.8) / 2 + 0.4 * (0.8 + 0.2) / 2) / 0.5
+    assert statistics.robust_radius(curve, [0.1, 0.5]) == pytest.approx([expected])
+
+
+# ---------------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (1, 1), (0, 1), (694, 1000), (999, 1000)])
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_wilson_agrees_with_scipy(successes, n, level):
+    theirs = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    assert statistics.wilson(successes, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_as_newcombe_printed_it():
+    """Newcombe (1998), table I, method 3: 81 of 263 and 15 of 148."""
+    assert statistics.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert statistics.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+def test_none_of_a_thousand_is_at_most_0_4_percent():
+    low, high = statistics.wilson(0, 1000)
+    assert low == 0
+    assert high == pytest.approx(0.00383, abs=1e-5)
+
+
+def test_a_proportion_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one image, got n = 0"):
+        statistics.wilson(0, 0)
+
+
+def test_right_or_wrong_gets_wilson_and_shares_get_the_bootstrap():
+    zeros_and_ones, shares = np.array([0.0] * 30 + [1.0] * 70), np.array([0.0] * 30 + [0.9] * 70)
+    assert statistics.accuracy_interval(zeros_and_ones) == statistics.wilson(70, 100)
+    assert statistics.accuracy_interval(shares) == statistics.bootstrap(shares)
+    assert statistics.accuracy_interval(np.ones(5)) == statistics.wilson(5, 5)
+
+
+def test_the_bootstrap_interval_is_as_wide_as_theory_says():
+    values = np.random.default_rng(0).random(400)
+    low, high = statistics.bootstrap(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.05)
+    wider = statistics.bootstrap(values, level=0.99)
+    assert wider[0] < low
+    assert high < wider[1]
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    covered = []
+    for _ in range(300):  # shares of 10 draws, 80 images, true mean .6
+        low, high = statistics.bootstrap(generator.binomial(10, 0.6, 80) / 10)
+        covered.append(low <= 0.6 <= high)
+    assert 0.91 <= np.mean(covered) <= 0.98  # .95 within three standard errors, a little less for small n
+
+
+def test_the_bootstrap_gives_the_same_interval_every_time():
+    values = np.random.default_rng(2).random(50)
+    np.random.seed(1)
+    first = statistics.bootstrap(values)
+    np.random.seed(2)
+    assert statistics.bootstrap(values) == first
+
+
+def test_values_that_do_not_vary_have_an_interval_without_width():
+    assert statistics.bootstrap(np.full(20, 0.25)) == pytest.approx((0.25, 0.25))
+
+
+# ---------------------------------------------------------------------------------------------- ranks
+
+
+def uncorrelated(means, spread=1.0, n=400):
+    """One row of n values for each mean, with exactly this mean and standard deviation and no correlation at all."""
+    noise = np.random.default_rng(3).normal(size=(n, len(means)))
+    basis, _ = np.linalg.qr(np.column_stack([np.ones(n), noise]))
+    return np.array(means)[:, None] + spread * math.sqrt(n) * basis[:, 1:].T
+
+
+def three(z_upper, z_lower):
+    """Entries a > b > c: the paired difference is z_upper standard errors between a and b, z_lower between b and c."""
+    error = math.sqrt(2 / 400)
+    rows = uncorrelated([(z_upper + z_lower) * error, z_lower * error, 0])
+    assert np.mean(rows[0] - rows[1]) / (np.std(rows[0] - rows[1]) / 20) == pytest.approx(z_upper)
+    return dict(zip("abc", rows, strict=True))
+
+
+def test_one_entry_is_first():
+    assert statistics.ranks({"a": np.array([0.0, 1.0])}) == {"a": 1}
+    assert statistics.ranks({"a": np.array([1.0])}) == {"a": 1}
+    assert statistics.ranks({}) == {}
+
+
+def test_identical_entries_tie():
+    values = np.random.default_rng(4).random(100)
+    assert statistics.ranks({"a": values, "b": values.copy(), "c": values.copy()}) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_clearly_separated_entries_are_first_second_and_third():
+    assert statistics.ranks(three(9, 9)) == {"a": 1, "b": 2, "c": 3}
+    assert statistics.ranks(dict(reversed(three(9, 9).items()))) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_entries_that_differ_by_noise_tie():
+    assert statistics.ranks(three(0.5, 0.7)) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_two_that_tie_share_a_rank_and_the_next_is_third():
+    assert statistics.ranks(three(0.3, 9)) == {"a": 1, "b": 1, "c": 3}
+
+
+def test_the_difference_is_paired():
+    """Two defenses whose accuracies vary widely between images, one better by a hair on almost every image."""
+    images = np.random.default_rng(5).random(300)
+    better = images + 0.01 + 0.02 * np.random.default_rng(6).normal(size=300)
+    assert stats.ttest_ind(images, better).pvalue > 0.3
+    assert statistics.ranks({"a": images, "b": better}) == {"a": 2, "b": 1}
+
+
+def test_holm_stops_at_the_first_pair_that_misses_its_level():
+    # two-sided p: a-c (4.2) .00003 <= .05 / 3, then 2.1 gives .036 > .05 / 2: a and b tie, b and c tie, a beats c.
+    # Without correction all three would be apart.
+    assert statistics.ranks(three(2.1, 2.1)) == {"a": 1, "b": 1, "c": 2}
+
+
+def test_holm_is_kinder_than_bonferroni():
+    # p: a-c (4.47) .00001 <= .05 / 3, a-b (2.32) .020 <= .05 / 2, b-c (2.15) .032 <= .05: all apart.
+    # Bonferroni would hold the last two against .05 / 3 and tie them.
+    assert statistics.ranks(three(2.32, 2.15)) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_stricter_level_ties_more():
+    assert statistics.ranks(three(2.32, 2.15), level=0.001) == {"a": 1, "b": 1, "c": 2}
+
+
+def test_equal_entries_are_seldom_called_different():
+    """The family-wise error: 200 times five honest twins, of which at most about 5 % may be told apart."""
+    generator = np.random.default_rng(7)
+    false_alarms = 0
+    for _ in range(200):
+        entries = {name: generator.random(60) for name in "abcde"}
+        false_alarms += max(statistics.ranks(entries).values()) > 1
+    assert false_alarms <= 20  # 5 % of 200 is 10; above 20 has probability .002
