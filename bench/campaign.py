@@ -244,22 +244,29 @@ def _expected_seconds(
         if subject.name not in scoring:
             scoring[subject.name] = _purify_seconds(subject, probe, plan) / len(probe)
         _, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
-        first = backward and not any(slug == spec.slug for _, slug in expected)  # the others share its images
+        own = spec.track == "white_box"
+        first = backward and (own or not any(slug == spec.slug for _, slug in expected))  # the others share its images
         missing = 0
         if first:
             chunks = (
                 c for c in examples.chunks() if not cache.has(images_key(subject, plan.protocol, spec, examples, c))
             )
             missing = sum(c.stop - c.start for c in chunks)
-        expected[subject.name, spec.slug] = attacking * backward * missing + scoring[subject.name] * len(
-            examples.indices
-        )
+        unit = attacking
+        if own:  # through the defense: its backward pass takes about twice its forward pass
+            eot = int(dict(spec.params).get("eot", 1)) if subject.cls.stochastic else 1
+            unit = 3 * scoring[subject.name] * eot
+        looks = scoring[subject.name] * _draws(plan.protocol, subject) * len(examples.indices)
+        expected[subject.name, spec.slug] = unit * backward * missing + looks
     return expected
+
+
+def _draws(asked: Protocol, subject: Subject) -> int:
+    return asked.selection_draws + asked.scoring_draws if subject.cls.stochastic else 1
 
 
 def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
     generator = draws.generator(plan.device, "estimate")
-    times = plan.protocol.scoring_draws if subject.cls.stochastic else 1
 
     def purify() -> None:
         with torch.no_grad():
@@ -267,7 +274,7 @@ def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
 
     try:
         with untouched(subject.defense.classifier):
-            return _seconds(purify, plan.device) * times
+            return _seconds(purify, plan.device)
     except Exception:  # it will fail in its cells, and be recorded there
         return 0.0
 
@@ -301,7 +308,7 @@ def outline(asked: Plan, store: Store) -> list[str]:
         names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
         for name, cls in asked.defenses:
             done = sum((name, cell) in stored for cell in names)
-            draws_each = asked.protocol.scoring_draws if cls.stochastic else 1
+            draws_each = asked.protocol.selection_draws + asked.protocol.scoring_draws if cls.stochastic else 1
             passes = (len(names) - done) * asked.protocol.n_examples * draws_each
             lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify")
     return lines

@@ -6,7 +6,7 @@ Defenses are not here: they are found by entry point (plugins.py). A test holds 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 DATASETS: Mapping[str, str] = MappingProxyType(
@@ -30,7 +30,8 @@ CLASSIFIERS: Mapping[str, str] = MappingProxyType(
 class AttackInfo:
     """Where an attack lives (`module:function`), its version (part of every cell's key), and what it is.
 
-    `cost` maps the attack's parameters to the rows it sends forward and backward for each image.
+    `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw. `fixed` are
+    the function's arguments that make this attack out of it.
     """
 
     function: str
@@ -39,10 +40,16 @@ class AttackInfo:
     title: str
     paper: str
     cost: Callable[..., tuple[int, int]]
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
 
-def _pgd_cost(steps: int = 40, restarts: int = 1, **other: object) -> tuple[int, int]:
-    return restarts * (steps + 1), restarts * steps
+def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
+    """A look at the start and after each step, the last one without a gradient, for each restart."""
+
+    def cost(steps: int = default_steps, restarts: int = 1, **other: object) -> tuple[int, int]:
+        return restarts * (steps + 1), restarts * steps
+
+    return cost
 
 
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
@@ -55,12 +62,20 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             cost=lambda **_: (0, 0),
         ),
         "fgsm": AttackInfo(
-            "bench.attacks.sign_steps:fgsm", 1, ("linf",), "Fast gradient sign method (Goodfellow et al. 2015)",
+            "bench.attacks.gradient_steps:fgsm", 1, ("linf",), "Fast gradient sign method (Goodfellow et al. 2015)",
             "https://arxiv.org/abs/1412.6572", cost=lambda **_: (2, 1),
         ),
         "pgd": AttackInfo(
-            "bench.attacks.sign_steps:pgd", 1, ("linf",), "Projected gradient descent (Madry et al. 2018)",
-            "https://arxiv.org/abs/1706.06083", cost=_pgd_cost,
+            "bench.attacks.gradient_steps:pgd", 1, ("linf", "l2"), "Projected gradient descent (Madry et al. 2018)",
+            "https://arxiv.org/abs/1706.06083", cost=_iterative(40),
+        ),
+        "apgd_ce": AttackInfo(
+            "bench.attacks.apgd:apgd", 1, ("linf", "l2"), "Auto-PGD on the cross-entropy (Croce and Hein 2020)",
+            "https://arxiv.org/abs/2003.01690", cost=_iterative(100), fixed={"loss": "cross_entropy"},
+        ),
+        "apgd_margin": AttackInfo(
+            "bench.attacks.apgd:apgd", 1, ("linf", "l2"), "Auto-PGD on the margin of the logits",
+            "https://arxiv.org/abs/2003.01690", cost=_iterative(100), fixed={"loss": "margin"},
         ),
     }
 )  # fmt: skip

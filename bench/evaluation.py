@@ -31,7 +31,8 @@ from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 
-VERSION = 1  # of the rules in this file; part of every cell's key
+VERSION = 2  # of the rules in this file; part of every cell's key
+MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,16 @@ def evaluate_cell(
     with progress.task(f"{subject.name} · {spec.slug}", total=len(examples.indices)) as advance:
         for chunk in chunks:
             started = time.perf_counter()
-            images = gray_box_images(subject, protocol, spec, examples, chunk, cache)
+            images, error = attacked_images(subject, protocol, spec, examples, chunk, cache)
             device.synchronize(examples.indices.device)
             scoring_started = time.perf_counter()
             chunk_key = _chunk_key("score", key, examples, chunk)
             score = cache.read(chunk_key)
             if score is None:
-                score, error = _score_chunk(subject, protocol, spec, examples, chunk, images)
+                score, wrong = _score_chunk(subject, protocol, spec, examples, chunk, images)
+                error = error or wrong
                 if error:
+                    score = _all_wrong(score) if images["failed"] else score
                     errors.append(error)
                 else:
                     cache.write(chunk_key, score)
@@ -123,7 +126,9 @@ def evaluate_cell(
             scored.append(score)
             advance(chunk.stop - chunk.start)
     outcomes = _outcomes(examples, attacked, scored)
-    losses = np.concatenate([images["losses"] for images in attacked], axis=1)
+    errors += _disagreement(subject, attacked, outcomes)
+    curves = [images["losses"] for images in attacked if not images["failed"]]
+    losses = np.concatenate(curves, axis=1) if curves else np.empty((0, 0), np.float32)
     record = Record(
         key=key,
         protocol=protocol.id,
@@ -142,6 +147,7 @@ def evaluate_cell(
         attack_version=ATTACKS[spec.attack].version,
         norm=spec.norm,
         eps=spec.eps,
+        route=spec.route,
         params=dict(spec.params),
         seed=protocol.seed,
         draws=_scoring_draws(subject, protocol),
@@ -149,7 +155,7 @@ def evaluate_cell(
         error="; ".join(dict.fromkeys(errors))[:2000],
         forward_rows=int(sum(images["rows"][0] for images in attacked)),
         backward_rows=int(sum(images["rows"][1] for images in attacked)),
-        loss_curve=tuple(float(f"{loss:.6g}") for loss in losses.mean(axis=1)),
+        loss_curve=tuple(float(f"{loss:.6g}") for loss in losses.mean(axis=1)) if losses.size else (),
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
@@ -166,36 +172,89 @@ def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> 
 
 
 def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
-    """The key of a chunk of attacked images: it names the attacked classifier, no defense, so all share them."""
+    """The key of a chunk of attacked images. Where the attacker sees the classifier alone, no defense is in it, so all
+    defenses share the images; else it is the cell's own."""
+    if spec.track == "white_box":
+        return _chunk_key("images", cell_key(subject, protocol, spec), examples, chunk)
     what = (spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
     return _chunk_key("images", what, examples, chunk)
 
 
-def gray_box_images(
+def attacked_images(
     subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice, cache: ChunkCache
-) -> Arrays:
-    """One chunk of images attacked on the bare classifier: made once for each classifier and attack, then shared.
+) -> tuple[Arrays, str]:
+    """One chunk of images, attacked as `spec` says or found in the cache; and why the defense made that impossible.
 
-    Returns `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `rows` (forward, backward).
+    Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images that
+    the attack saw misclassified (all False where it does not keep track), `rows` (forward, backward), `failed` ().
     """
     key = images_key(subject, protocol, spec, examples, chunk)
     found = cache.read(key)
-    if found is None:
-        clean, indices = examples.clean[chunk], examples.indices[chunk]
-        target = threat.gray_box(subject.defense.classifier)
-        noise = draws.ImageDraws.derived(indices, protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
-        radius = {} if spec.eps is None else {"eps": spec.eps}
-        result = attacks.get(spec.attack)(
-            target, clean.images, clean.labels, draws=noise, **radius, **dict(spec.params)
-        )
-        found = {
-            "images": result.images.cpu().numpy(),
-            "losses": result.losses.float().cpu().numpy(),
-            "step_of_success": result.step_of_success.cpu().numpy().astype(np.int16),
-            "rows": np.array([target.forward_rows, target.backward_rows], dtype=np.int64),
-        }
-        cache.write(key, found)
-    return found
+    if found is not None:
+        return found, ""
+    clean, noise = examples.clean[chunk], _noise(protocol, spec, examples, chunk)
+    target = _target(subject, protocol, spec, chunk)
+    settings = {name: value for name, value in spec.params if name != "eot"}
+    if spec.eps is not None:
+        settings["eps"] = spec.eps
+    if len(ATTACKS[spec.attack].norms) > 1 and spec.norm is not None:
+        settings["norm"] = spec.norm
+    try:
+        with untouched(subject.defense.classifier), training.global_seed(seeds.derive(key)):
+            result = attacks.get(spec.attack)(target, clean.images, clean.labels, draws=noise, **settings)
+    except Exception as problem:
+        if spec.track != "white_box":  # no code of the defense was run
+            raise
+        never = torch.full_like(clean.labels, -1)
+        result = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
+        return _arrays(result, target, failed=True), f"under attack: {type(problem).__name__}: {problem}"
+    found = _arrays(result, target, failed=False)
+    cache.write(key, found)
+    return found, ""
+
+
+def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) -> Arrays:
+    broken = torch.zeros_like(result.step_of_success, dtype=torch.bool) if result.broken is None else result.broken
+    return {
+        "images": result.images.cpu().numpy(),
+        "losses": result.losses.float().cpu().numpy(),
+        "step_of_success": result.step_of_success.cpu().numpy().astype(np.int16),
+        "broken": broken.cpu().numpy(),
+        "rows": np.array([target.forward_rows, target.backward_rows], dtype=np.int64),
+        "failed": np.array(failed),
+    }
+
+
+def _noise(protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> draws.ImageDraws:
+    """The attack's own random numbers: the same for every radius, so that a larger ball starts further out."""
+    purpose = (protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
+    return draws.ImageDraws.derived(examples.indices[chunk], *purpose)
+
+
+def _target(subject: Subject, protocol: Protocol, spec: AttackSpec, chunk: slice) -> threat.Target:
+    if spec.track != "white_box":
+        return threat.gray_box(subject.defense.classifier)
+    eot = int(dict(spec.params).get("eot", 1))
+    seed_parts = (protocol.seed, "attacked draws", subject.name, spec.slug, chunk.start)
+    return threat.white_box(subject.defense, spec.route, eot=eot, seed_parts=seed_parts)
+
+
+def _all_wrong(score: Arrays) -> Arrays:
+    """What counts where the defense raised under attack, so that no attacked image exists: every image is wrong."""
+    n = len(score["correct"])
+    wrong = {"correct": np.zeros(n, np.float32), "selection": np.zeros(n, np.float32)}
+    return {**score, **wrong, "predicted": np.full(n, -1, np.int16), "margin": np.full(n, np.nan, np.float32)}
+
+
+def _disagreement(subject: Subject, attacked: list[Arrays], outcomes: Outcomes) -> list[str]:
+    """Voids a deterministic cell in which more than 0.5 % of the images that the attack saw broken score as right."""
+    if subject.cls.stochastic:
+        return []
+    broken = np.concatenate([images["broken"] for images in attacked])
+    share = float((broken & (outcomes.correct > 0)).mean())
+    if share <= MAXIMAL_DISAGREEMENT:
+        return []
+    return [f"{share:.1%} of the images were misclassified under attack and are right when scored: it is not one function"]
 
 
 # ---------------------------------------------------------------------------------------------- score
@@ -264,7 +323,7 @@ def _score_chunk(
         raise AssertionError(f"{spec.slug} left [0, 1]: a bug in the attack, not in the defense")
     n, n_draws = len(clean), _scoring_draws(subject, protocol)
     seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, chunk.start)
-    right = torch.zeros(n, device=place)
+    right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
     margin = torch.zeros(n, device=place)
     predicted = torch.full((n,), -1, device=place)
     shown = torch.zeros_like(attacked)
@@ -272,8 +331,11 @@ def _score_chunk(
     try:
         with untouched(subject.defense.classifier), training.global_seed(seeds.derive(*seed_parts, "global")):
             generator = draws.generator(place, *seed_parts)
+            for _ in range(protocol.selection_draws if subject.cls.stochastic else 0):
+                _, logits = defended(subject.defense, attacked.clone(), generator)
+                selection += (logits.argmax(dim=1) == clean.labels) & logits.isfinite().all(dim=1)
             for draw in range(n_draws):
-                purified, logits = defended(subject.defense, attacked, generator)
+                purified, logits = defended(subject.defense, attacked.clone(), generator)
                 broken = ~logits.isfinite().all(dim=1)
                 if bool(broken.any()):
                     error = "purified images or logits were not finite, or left [0, 1]"
@@ -284,13 +346,15 @@ def _score_chunk(
                     predicted, shown = found, purified
     except Exception as problem:  # whatever a defense does wrong, it never gains by it
         error = f"{type(problem).__name__}: {problem}"
-        right, margin = torch.zeros(n, device=place), torch.full((n,), torch.nan, device=place)
+        right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
+        margin = torch.full((n,), torch.nan, device=place)
         predicted = torch.full((n,), -1, device=place)
     distance = (attacked.double() - clean.images.double()).flatten(1)
     first = max(0, EXHIBITS - chunk.start)
     score = {
         "predicted": predicted.cpu().numpy().astype(np.int16),
         "correct": (right / n_draws).cpu().numpy().astype(np.float32),
+        "selection": (selection / protocol.selection_draws if subject.cls.stochastic else right).cpu().numpy(),
         "margin": margin.cpu().numpy().astype(np.float32),
         "linf": distance.abs().amax(dim=1).cpu().numpy().astype(np.float32),
         "l2": distance.norm(dim=1).cpu().numpy().astype(np.float32),

@@ -15,14 +15,17 @@ from typing import Literal
 from bench import seeds
 from bench.errors import BenchError, unknown
 
-Track = Literal["clean", "gray_box"]
+Track = Literal["clean", "gray_box", "white_box"]
 Norm = Literal["linf", "l2"]
+Route = Literal["", "autograd", "bpda"]
+ROUTES: tuple[Route, ...] = ("autograd", "bpda")
 Value = int | float | str | bool
 
 TRACKS: Mapping[str, str] = MappingProxyType(
     {
         "clean": "The attacker does nothing; uniform noise of the same size stands beside as a control.",
         "gray_box": "The attacker knows the classifier and its weights, and does not know that a defense exists.",
+        "white_box": "The attacker knows the classifier, the defense and their weights, but not its random draws.",
     }
 )
 
@@ -31,7 +34,8 @@ TRACKS: Mapping[str, str] = MappingProxyType(
 class AttackSpec:
     """One attack at one strength: `attack` names a function of bench.attacks, `params` are its keyword arguments.
 
-    `eps` is the radius on the [0, 1] scale in the given `norm`; None for attacks without a budget.
+    `eps` is the radius on the [0, 1] scale in the given `norm`; None for attacks without a budget. `route` says along
+    which gradient a white-box attack differentiates the defense: see bench.threat.
     """
 
     attack: str
@@ -39,12 +43,14 @@ class AttackSpec:
     norm: Norm | None = None
     eps: float | None = None
     params: tuple[tuple[str, Value], ...] = ()
+    route: Route = ""
 
     @property
     def slug(self) -> str:
         """A readable name, unique within a protocol: `gray_box.pgd.linf-0.3`."""
+        route = f".{self.route}" if self.route else ""
         radius = f".{self.norm}-{self.eps:g}" if self.norm and self.eps is not None else ""
-        return f"{self.track}.{self.attack}{radius}"
+        return f"{self.track}.{self.attack}{route}{radius}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Protocol:
     linf_radii: tuple[float, ...]
     l2_radii: tuple[float, ...] = ()
     classifiers: tuple[str, ...] = ("A",)
-    scoring_draws: int = 10  # averaged for each image of a random defense
+    selection_draws: int = 10  # of a random defense: they choose each image's worst version
+    scoring_draws: int = 20  # fresh ones, averaged, that score the chosen version
     seed: int = 0
     ranked: bool = False
     purpose: str = ""
@@ -110,12 +117,17 @@ class Protocol:
         )
 
 
-def _draft_attacks(radii: tuple[float, ...]) -> tuple[AttackSpec, ...]:
+def _draft_attacks(radii: tuple[float, ...], l2_radii: tuple[float, ...]) -> tuple[AttackSpec, ...]:
     specs = [AttackSpec("none", "clean")]
     specs += [AttackSpec("uniform_noise", "clean", "linf", eps) for eps in radii]
     specs += [AttackSpec("fgsm", "gray_box", "linf", eps) for eps in radii]
     steps = (("restarts", 1), ("step_size", 0.01), ("steps", 40))
     specs += [AttackSpec("pgd", "gray_box", "linf", eps, steps) for eps in radii]
+    budget = (("eot", 4), ("steps", 20))  # eot: draws per step, for random defenses alone
+    for route in ROUTES:
+        for attack in ("apgd_ce", "apgd_margin"):
+            specs += [AttackSpec(attack, "white_box", "linf", eps, budget, route) for eps in radii]
+    specs += [AttackSpec("apgd_margin", "white_box", "l2", eps, budget, "autograd") for eps in l2_radii]
     return tuple(specs)
 
 
@@ -129,12 +141,12 @@ def _draft(
     short = {"digits": "digits", "mnist": "mnist", "fmnist": "fmnist"}[dataset]
     kept = tuple(radii[i] for i in (1, 3, 4))
     full = Protocol(
-        id=f"{short}-v1-draft", dataset=dataset, n_examples=n_examples, attacks=_draft_attacks(radii),
+        id=f"{short}-v1-draft", dataset=dataset, n_examples=n_examples, attacks=_draft_attacks(radii, l2),
         linf_radii=radii, l2_radii=l2, ranked=ranked,
-        purpose="Draft: clean and gray-box tracks only, so every purifier looks stronger than it is.",
+        purpose="Draft: white-box attacks of 20 steps from one start, no latent and no query attacks yet.",
     )  # fmt: skip
     quick = Protocol(
-        id=f"{short}-v1-quick-draft", dataset=dataset, n_examples=200, attacks=_draft_attacks(kept),
+        id=f"{short}-v1-quick-draft", dataset=dataset, n_examples=200, attacks=_draft_attacks(kept, ()),
         linf_radii=kept, l2_radii=(), ranked=False,
         purpose="Smoke test of the draft on 200 images; never ranked.",
     )  # fmt: skip

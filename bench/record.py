@@ -79,6 +79,7 @@ class Record(BaseModel):
     attack_version: int
     norm: Literal["linf", "l2"] | None
     eps: float | None = Field(ge=0)
+    route: Literal["", "autograd", "bpda"] = Field("", description="the gradient of a white-box attack")
     params: Mapping[str, int | float | str | bool]
     seed: int
     draws: int = Field(ge=1, description="scoring draws averaged for each image; 1 for a deterministic defense")
@@ -93,7 +94,7 @@ class Record(BaseModel):
     @property
     def cell(self) -> str:
         """The file's name without `.json`: unique among the cells of one defense under one protocol."""
-        spec = AttackSpec(self.attack, self.track, self.norm, self.eps)  # type: ignore[arg-type]
+        spec = AttackSpec(self.attack, self.track, self.norm, self.eps, route=self.route)  # type: ignore[arg-type]
         return f"{self.classifier}.{spec.slug}.seed{self.seed}"
 
     def lasting(self) -> dict[str, Any]:
@@ -109,6 +110,7 @@ class Outcomes:
     predicted: NDArray[np.int16]  # (n,) -1 where the defense failed
     margin: NDArray[np.float32]  # (n,) true logit minus the best other; nan where the defense failed
     correct: NDArray[np.float32]  # (n,) share of scoring draws that were right, in [0, 1]
+    selection: NDArray[np.float32]  # (n,) the same on other draws, which choose the worst of several attacks
     accepted: NDArray[np.float32]  # (n,) share of draws that were not refused
     rejection_score: NDArray[np.float32]  # (n,) 0 for a defense that cannot refuse
     linf: NDArray[np.float32]  # (n,) realised distance to the clean image

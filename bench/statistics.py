@@ -20,20 +20,23 @@ RESAMPLES = 4000
 def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Array:
     """The probability that each image is still classified right at radius 0 and at each of `radii`, (1 + R, n).
 
-    An attacked image counts at radius eps if and only if its realised distance is at most eps + 1e-6, whichever
-    attack made it; each image's worst counted version decides, and no version beats the clean image. All cells must
-    be of one defense, one classifier, one protocol and one seed. Raises ValueError without a clean cell.
+    An attacked image counts at radius eps if and only if its realised distance is at most eps + 1e-6, whichever attack
+    made it; the clean image counts everywhere. Of the versions that count, the worst decides. For a random defense the
+    worst is chosen on the selection draws and its value taken from the fresh scoring draws: a minimum over noisy
+    values would count luck as an attack. All cells must be of one defense, one classifier, one protocol and one seed.
+    Raises ValueError without a clean cell.
     """
-    clean = [cell.outcomes.correct for cell in cells if cell.record.attack == "none"]
-    if not clean:
+    clean = np.array([cell.record.attack == "none" for cell in cells])
+    if not clean.any():
         raise ValueError("robustness needs the clean cell (attack 'none')")
-    rows = [np.min(np.stack(clean), axis=0).astype(np.float64)]
-    for eps in radii:
-        worst = rows[0].copy()
-        for cell in cells:
-            inside = cell.outcomes.distance(norm) <= eps + TOLERANCE
-            worst = np.where(inside, np.minimum(worst, cell.outcomes.correct), worst)
-        rows.append(worst)
+    chosen_by = np.stack([cell.outcomes.selection for cell in cells]).astype(np.float64)  # (cells, n)
+    values = np.stack([cell.outcomes.correct for cell in cells]).astype(np.float64)
+    distance = np.stack([cell.outcomes.distance(norm) for cell in cells])
+    rows = []
+    for eps in (-np.inf, *radii):  # at radius 0 the clean image alone
+        counted = clean[:, None] | (distance <= eps + TOLERANCE)
+        worst = np.where(counted, chosen_by, np.inf).argmin(axis=0)
+        rows.append(np.take_along_axis(values, worst[None], axis=0)[0])
     return np.stack(rows)  # (1 + R, n)
 
 

@@ -13,7 +13,7 @@ _THIN = "\u202f"  # narrow no-break space between a number and its unit
 _MINUS = "\u2212"
 _ACRONYMS = {"fgsm", "pgd", "apgd", "bim", "cw", "spsa"}
 _PUBLISHED = {
-    "deepfool": "DeepFool", "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
+    "deepfool": "DeepFool", "apgd_margin": "APGD margin", "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ def attack_name(name: str) -> str:
     if name == "none":
         return "no attack"
     parts = name.split("_")
-    if _ACRONYMS.isdisjoint(parts):
+    if name in _PUBLISHED or _ACRONYMS.isdisjoint(parts):
         return _PUBLISHED.get(name) or " ".join(parts)
     return "-".join(part.upper() for part in parts)
 

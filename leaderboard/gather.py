@@ -38,7 +38,13 @@ def known(protocol_id: str) -> Protocol | None:
 
 def slug(record: Record) -> str:
     """The name of the attack spec that a record answers, such as `gray_box.pgd.linf-0.3`."""
-    return AttackSpec(record.attack, record.track, record.norm, record.eps).slug  # type: ignore[arg-type]
+    return AttackSpec(record.attack, record.track, record.norm, record.eps, route=record.route).slug  # type: ignore[arg-type]
+
+
+def knowledge(what: Record | AttackSpec) -> str:
+    """The track, with the gradient that a white-box attack follows: "white_box, BPDA"."""
+    route = {"bpda": "BPDA"}.get(what.route, what.route)
+    return f"{what.track}, {route}" if route else what.track
 
 
 def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:

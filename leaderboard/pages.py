@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from leaderboard import bundle, formats, views
+from leaderboard import bundle, formats, gather, views
 from leaderboard.figures import Chart
 from leaderboard.tables import BASELINE, Board, Row
 
@@ -19,7 +19,7 @@ _FILTERS = (
     formats.signed_range, formats.radius, formats.thousands, formats.words, formats.parameters,
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
     formats.attack_name, formats.dataset_name, formats.norm_name, views.attack_groups,
-    views.sparkline, views.track_meaning,
+    views.sparkline, views.track_meaning, gather.knowledge,
 )  # fmt: skip
 
 

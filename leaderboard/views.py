@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.protocol import TRACKS, AttackSpec, Protocol
-from bench.record import Cell
+from bench.record import Cell, Record
 from bench.statistics import accuracy_interval
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
 from leaderboard.formats import attack_name, radius, words
-from leaderboard.gather import slug
+from leaderboard.gather import knowledge, slug
 from leaderboard.pictures import data_uri
 from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
 
@@ -93,7 +93,7 @@ def attack_groups(specs: Sequence[AttackSpec]) -> list[tuple[AttackSpec, tuple[f
     """The specs that differ only in their radius, as one spec and all its radii, in the protocol's order."""
     groups: dict[tuple[object, ...], list[AttackSpec]] = {}
     for spec in specs:
-        groups.setdefault((spec.track, spec.attack, spec.norm, spec.params), []).append(spec)
+        groups.setdefault((spec.track, spec.route, spec.attack, spec.norm, spec.params), []).append(spec)
     return [(same[0], tuple(spec.eps for spec in same)) for same in groups.values()]
 
 
@@ -144,7 +144,7 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
     for cell in row.cells:
         record = cell.record
         if record.norm == "linf" and record.eps:
-            points = by_attack.setdefault((record.track, record.attack), {})
+            points = by_attack.setdefault((knowledge(record), record.attack), {})
             points.setdefault(record.eps, []).append(float(cell.outcomes.correct.mean()))
     lines = []
     for k, ((track, attack), points) in enumerate(sorted(by_attack.items())):
@@ -158,20 +158,25 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
 def curves_chart(row: Row, name: str) -> Chart | None:
     """The loss of every iterative attack against its step, one seed; None where no cell holds a curve of two steps."""
     cells = [cell for cell in row.cells if len(cell.record.loss_curve) > 2 and cell.record.seed == row.seeds[0]]
-    cells.sort(key=lambda cell: (cell.record.attack, cell.record.eps or 0))
-    attacks = sorted({cell.record.attack for cell in cells})
+    cells.sort(key=lambda cell: (_curve_name(cell.record), cell.record.eps or 0))
+    attacks = sorted({_curve_name(cell.record) for cell in cells})
     lines = []
     for cell in cells:
         record = cell.record
-        same = [other.record.eps for other in cells if other.record.attack == record.attack]
+        same = [other.record.eps for other in cells if _curve_name(other.record) == _curve_name(record)]
         depth = (same.index(record.eps) + 1) / len(same)
-        label = f"{attack_name(record.attack)}, ε = {radius(record.eps)}" if record.eps else attack_name(record.attack)
-        kind = attacks.index(record.attack)
+        name_of = _curve_name(record)
+        label = f"{name_of}, ε = {radius(record.eps)}" if record.eps else name_of
+        kind = attacks.index(name_of)
         x = tuple(float(step) for step in range(len(record.loss_curve)))
         lines.append(
             Line(label, x, record.loss_curve, 1 + kind % SERIES, kind % 4, 1.6, 0.25 + 0.75 * depth, marked=False)
         )
     return loss_chart(name, "Loss at each step of the attacks", lines) if lines else None
+
+
+def _curve_name(record: Record) -> str:
+    return f"{attack_name(record.attack)}{' (' + words(knowledge(record)) + ')' if record.route else ''}"
 
 
 def showcases(row: Row) -> tuple[Showcase, ...]:
@@ -197,7 +202,7 @@ def _showcase(cell: Cell) -> Showcase:
         label, predicted = int(outcomes.label[k]), int(outcomes.predicted[k])
         exhibits.append(Exhibit((clean, attacked, purified), label, predicted, float(outcomes.correct[k])))
     record = cell.record
-    return Showcase(record.attack, record.track, record.eps, cell_accuracy(cell), tuple(exhibits))
+    return Showcase(record.attack, knowledge(record), record.eps, cell_accuracy(cell), tuple(exhibits))
 
 
 def cell_lines(row: Row, protocol: Protocol | None) -> tuple[CellLine, ...]:
@@ -209,7 +214,7 @@ def cell_lines(row: Row, protocol: Protocol | None) -> tuple[CellLine, ...]:
         specs = [spec for spec in (protocol.attacks if protocol else ()) if spec.slug == missing.split(" ")[0]]
         lines += [
             CellLine(
-                missing, spec.track, spec.attack, spec.norm or "", spec.eps, dict(spec.params),
+                missing, knowledge(spec), spec.attack, spec.norm or "", spec.eps, dict(spec.params),
                 None, None, None, None, None, None, "missing",
             )
             for spec in specs
@@ -221,7 +226,7 @@ def _cell_line(cell: Cell, *, is_extra: bool) -> CellLine:
     record, outcomes = cell.record, cell.outcomes
     status = "not counted" if is_extra and record.status == "ok" else record.status
     return CellLine(
-        record.cell, record.track, record.attack, record.norm or "", record.eps, record.params, record.seed,
+        record.cell, knowledge(record), record.attack, record.norm or "", record.eps, record.params, record.seed,
         cell_accuracy(cell), float(np.median(outcomes.linf)), float(np.median(outcomes.l2)),
         record.forward_rows / record.n_examples, record.backward_rows / record.n_examples, status, record.error,
     )  # fmt: skip

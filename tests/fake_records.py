@@ -38,6 +38,7 @@ def outcomes(n: int, spec: AttackSpec, strength: float, salt: int = 0) -> Outcom
         predicted=np.where(correct > 0.5, labels, (labels + 3) % 10).astype(np.int16),
         margin=(correct * 4 - 2).astype(np.float32),
         correct=correct,
+        selection=correct,
         accepted=np.ones(n, np.float32),
         rejection_score=np.zeros(n, np.float32),
         linf=np.full(n, eps, np.float32),
@@ -65,7 +66,8 @@ def cell(
     known = STRENGTH.get(defense, 0.1) if strength is None else strength
     made = outcomes(protocol.n_examples, spec, known, salt=0 if seed is None else seed)
     if arrays:
-        made = Outcomes(**(made.arrays() | dict(arrays)))
+        same = {"selection": arrays["correct"]} if "correct" in arrays else {}
+        made = Outcomes(**(made.arrays() | same | dict(arrays)))
     steps = dict(spec.params).get("steps", 0 if spec.attack in ("none", "uniform_noise") else 1)
     curve = tuple(float(v) for v in 3 * (spec.eps or 0) * (1 - np.exp(-np.arange(int(steps) + 1) / 8)) + 0.1)
     fields: dict[str, Any] = {
@@ -73,7 +75,7 @@ def cell(
         "n_examples": protocol.n_examples, "defense": defense, "card": card(defense), "recipe": "standard",
         "settings": {"latent_size": 20, "noise_level": 0.1}, "weights": seeds.digest(defense, seed),
         "classifier": classifier, "classifier_weights": seeds.digest(classifier), "track": spec.track,
-        "attack": spec.attack, "attack_version": 1, "norm": spec.norm, "eps": spec.eps, "params": dict(spec.params),
+        "attack": spec.attack, "attack_version": 1, "norm": spec.norm, "eps": spec.eps, "route": spec.route, "params": dict(spec.params),
         "seed": protocol.seed if seed is None else seed, "draws": 1, "status": "ok",
         "forward_rows": (int(steps) + 1) * protocol.n_examples,
         "backward_rows": int(steps) * protocol.n_examples, "loss_curve": curve if steps else (),

@@ -222,15 +222,29 @@ def test_cells_outside_the_protocol_are_shown_but_not_counted(tiny: Protocol, st
     assert "not counted" in pages(out)["defense/tiny-v1/kmeans.html"]
 
 
+def test_a_board_without_an_attacker_who_knows_the_defense_says_so(
+    store: Store, tiny: Protocol, tmp_path: Path
+) -> None:
+    fake_records.save(store, tiny, ["identity"])
+    out = build([store], tmp_path / "site").parent
+    for name, html in pages(out).items():
+        if name != "about.html":
+            shown = text_of(html)
+            assert "no attacker on this board knows that a defense exists" in shown
+            assert tiny.purpose in shown
+            assert "white box" in shown
+
+
 def test_a_draft_says_so_and_names_what_it_does_not_measure(store: Store, tmp_path: Path) -> None:
     fake_records.save(store, QUICK, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
         if name != "about.html":
             shown = text_of(html)
-            assert "no attacker on this board knows that a defense exists" in shown
+            assert "no attacker on this board knows that a defense exists" not in shown
             assert QUICK.purpose in shown
-            assert "white box" in shown
+            assert "query" in shown
+    assert "white box, BPDA" in text_of(pages(out)["defense/digits-v1-quick-draft/identity.html"])
     assert "smoke test" in row_of(pages(out)["index.html"], "identity")
 
 

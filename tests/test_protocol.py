@@ -62,7 +62,7 @@ def test_protocols_cannot_be_changed():
 
 CHANGED = {
     "id": "tiny-v2", "dataset": "mnist", "n_examples": 99, "attacks": TINY.attacks[:-1], "linf_radii": (0.1,),
-    "l2_radii": (0.5,), "classifiers": ("B",), "scoring_draws": 11, "seed": 1, "ranked": False,
+    "l2_radii": (0.5,), "classifiers": ("B",), "selection_draws": 11, "scoring_draws": 11, "seed": 1, "ranked": False,
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_the_hash_covers_every_field_but_the_purpose():
 
 @pytest.mark.parametrize(
     "change",
-    [{"attack": "fgsm"}, {"track": "clean"}, {"norm": "l2"}, {"eps": 0.11}, {"params": (("steps", 4),)}],
+    [{"attack": "fgsm"}, {"track": "clean"}, {"norm": "l2"}, {"eps": 0.11}, {"params": (("steps", 4),)}, {"route": "bpda"}],
     ids=str,
 )
 def test_the_hash_covers_every_field_of_every_attack(change):
@@ -186,9 +186,9 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     assert (spec.norm is None) == (spec.eps is None)
     assert spec.norm in (info.norms or (None,))
     radius = {} if spec.eps is None else {"eps": spec.eps}
-    inspect.signature(attacks.get(spec.attack)).bind(
-        "logits", "images", "labels", draws="draws", **radius, **dict(spec.params)
-    )
+    own = {name: value for name, value in spec.params if name != "eot"}  # eot belongs to the target
+    inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **radius, **own)
+    assert (spec.track == "white_box") == (spec.route in protocol.ROUTES)
     forward, backward = info.cost(**dict(spec.params))
     assert forward >= backward >= 0
 
