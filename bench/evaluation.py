@@ -32,6 +32,7 @@ from bench.protocol import AttackSpec, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 
 VERSION = 2  # of the rules in this file; part of every cell's key
+LAYOUT = 2  # of a cached chunk of images; part of its key
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
@@ -175,8 +176,8 @@ def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples:
     """The key of a chunk of attacked images. Where the attacker sees the classifier alone, no defense is in it, so all
     defenses share the images; else it is the cell's own."""
     if spec.track == "white_box":
-        return _chunk_key("images", cell_key(subject, protocol, spec), examples, chunk)
-    what = (spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
+        return _chunk_key("images", (LAYOUT, cell_key(subject, protocol, spec)), examples, chunk)
+    what = (LAYOUT, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
     return _chunk_key("images", what, examples, chunk)
 
 
@@ -185,8 +186,8 @@ def attacked_images(
 ) -> tuple[Arrays, str]:
     """One chunk of images, attacked as `spec` says or found in the cache; and why the defense made that impossible.
 
-    Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images that
-    the attack saw misclassified (all False where it does not keep track), `rows` (forward, backward), `failed` ().
+    Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images
+    that the attack saw misclassified (all False where it keeps no track), `rows` (forward, backward), `failed` ().
     """
     key = images_key(subject, protocol, spec, examples, chunk)
     found = cache.read(key)
@@ -254,7 +255,7 @@ def _disagreement(subject: Subject, attacked: list[Arrays], outcomes: Outcomes) 
     share = float((broken & (outcomes.correct > 0)).mean())
     if share <= MAXIMAL_DISAGREEMENT:
         return []
-    return [f"{share:.1%} of the images were misclassified under attack and are right when scored: it is not one function"]
+    return [f"{share:.1%} of the images were misclassified under attack and score as right: it is not one function"]
 
 
 # ---------------------------------------------------------------------------------------------- score

@@ -51,9 +51,10 @@ def gray_box(classifier: Callable[[Tensor], Tensor]) -> Target:
 def white_box(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
     """The attacker knows the defense and its weights, and differentiates it along `route` ("autograd" or "bpda").
 
-    A random defense answers with `eot` fresh draws, folded into the batch: (eot, N, K) (expectation over transformation,
-    Athalye et al. 2018, arXiv:1707.07397). The draws of each call follow from `seed_parts` and the number of the call,
-    so an attack is repeatable and never sees the draws that score it. Raises BenchError for an unknown route.
+    A random defense answers with `eot` fresh draws, folded into the batch: (eot, N, K) (expectation over
+    transformation, Athalye et al. 2018, arXiv:1707.07397). The draws of a call follow from `seed_parts` and the number
+    of the call, so an attack is repeatable and never sees the draws that score it. Raises BenchError for an unknown
+    route.
     """
     routes = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
     if route not in routes:

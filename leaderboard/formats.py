@@ -13,7 +13,8 @@ _THIN = "\u202f"  # narrow no-break space between a number and its unit
 _MINUS = "\u2212"
 _ACRONYMS = {"fgsm", "pgd", "apgd", "bim", "cw", "spsa"}
 _PUBLISHED = {
-    "deepfool": "DeepFool", "apgd_margin": "APGD margin", "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
+    "deepfool": "DeepFool", "apgd_margin": "APGD margin",
+    "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
 }  # fmt: skip
 

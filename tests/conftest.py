@@ -138,6 +138,6 @@ def make_cell() -> Callable[..., Cell]:
 
 _TYPES = {
     "label": np.int16, "predicted": np.int16, "margin": np.float32, "correct": np.float32, "selection": np.float32,
-    "accepted": np.float32, "rejection_score": np.float32, "linf": np.float32, "l2": np.float32, "step_of_success": np.int16,
-    "exhibits": np.uint8,
+    "accepted": np.float32, "rejection_score": np.float32, "linf": np.float32, "l2": np.float32,
+    "step_of_success": np.int16, "exhibits": np.uint8,
 }  # fmt: skip

@@ -182,7 +182,7 @@ def test_invariant_10_on_a_linear_model_the_optimum_is_reached(name):
 
 @pytest.mark.parametrize("name", [name for name in LEARNING if "l2" in catalog.ATTACKS[name].norms])
 def test_invariant_10_in_l2_a_linear_model_breaks_at_its_true_distance(name):
-    """Away from the walls of the box the L2 distance to a linear border is score / |w|: just below holds, above breaks."""
+    """Inside the box the L2 distance to a linear border is score / |w|: just below holds, just above breaks."""
     generator = torch.Generator().manual_seed(0)
     images = 0.5 + 0.1 * (torch.rand(32, 1, 8, 8, generator=generator) - 0.5)
     weight = torch.randn(64, generator=generator)
@@ -239,7 +239,7 @@ def test_invariant_10_more_budget_more_loss(name):
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e3])
 def test_the_margin_attack_sees_through_a_saturated_softmax(temperature):
-    """Logits a thousand times larger leave the cross-entropy without a gradient in float32, the margin with all of it."""
+    """Logits a thousand times larger leave the cross-entropy without a gradient in float32, not the margin."""
     model, (images, _) = Linear(), batch(32)
     labels = threat.predictions(model, images)
     found = attack("apgd_margin", lambda x: model(x) / temperature, images, labels, eps=0.3, steps=20).images
@@ -283,7 +283,9 @@ def test_apgd_is_at_least_as_strong_as_torchattacks_at_equal_steps():
 def test_apgd_finds_a_higher_loss_than_pgd_on_the_same_steps(net):
     images, labels = batch(16)
     for eps in (0.05, 0.3):
-        pgd, apgd = (attack(name, net, images, labels, eps, steps=40).losses.amax(0).mean() for name in ("pgd", "apgd_ce"))
+        pgd, apgd = (
+            attack(name, net, images, labels, eps, steps=40).losses.amax(0).mean() for name in ("pgd", "apgd_ce")
+        )
         assert apgd >= 0.99 * pgd
 
 

@@ -366,7 +366,9 @@ import sys, bench.classifiers as c
 c.RECIPE = {"epochs": 4, "minimum_steps": 0, "batch_size": 64, "learning_rate": 1e-3}
 from bench import evaluate
 from bench.progress import LineProgress
-evaluate("identity", "digits-v1-quick-draft", limit=96, tracks=["clean", "gray_box"], records=sys.argv[1], progress=LineProgress(every=0.0))
+tracks = ["clean", "gray_box"]
+shown = LineProgress(every=0.0)
+evaluate("identity", "digits-v1-quick-draft", limit=96, tracks=tracks, records=sys.argv[1], progress=shown)
 """
 
 

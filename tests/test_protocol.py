@@ -75,7 +75,14 @@ def test_the_hash_covers_every_field_but_the_purpose():
 
 @pytest.mark.parametrize(
     "change",
-    [{"attack": "fgsm"}, {"track": "clean"}, {"norm": "l2"}, {"eps": 0.11}, {"params": (("steps", 4),)}, {"route": "bpda"}],
+    [
+        {"attack": "fgsm"},
+        {"track": "clean"},
+        {"norm": "l2"},
+        {"eps": 0.11},
+        {"params": (("steps", 4),)},
+        {"route": "bpda"},
+    ],
     ids=str,
 )
 def test_the_hash_covers_every_field_of_every_attack(change):

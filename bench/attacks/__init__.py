@@ -3,8 +3,9 @@
     def attack(logits, images, labels, *, eps, draws, ...) -> Attacked
 
 `logits` maps images (N, C, H, W) in [0, 1] to (N, K), or to (draws, N, K) for a random defense; `labels` are int64
-(N,); `eps` is the radius on the [0, 1] scale; `draws` gives each image its own random numbers (bench.draws.ImageDraws). Attacks leave their inputs, the
-model and the global random state as they were, and image i's result does not depend on the rest of the batch.
+(N,); `eps` is the radius on the [0, 1] scale; `draws` gives each image its own random numbers
+(bench.draws.ImageDraws). Attacks leave their inputs, the model and the global random state as they were, and image i's
+result does not depend on the rest of the batch.
 Names, versions and papers stand in bench.catalog.ATTACKS.
 """
 

@@ -32,8 +32,8 @@ def apgd(
 ) -> Attacked:
     """Auto-PGD in the "linf" or "l2" ball with any loss of bench.attacks.losses, from `restarts` random starts.
 
-    `logits` may return (draws, N, K) for a random defense. Each image's best iterate is returned: a broken one before an
-    unbroken one, then the one of higher loss (with draws: the higher mean loss alone, as one lucky draw proves
+    `logits` may return (draws, N, K) for a random defense. Each image's best iterate is returned: a broken one before
+    an unbroken one, then the one of higher loss (with draws: the higher mean loss alone, as one lucky draw proves
     nothing). Raises ValueError for eps < 0, steps < 1, restarts < 1 or an unknown norm.
     """
     if eps < 0 or steps < 1 or restarts < 1:

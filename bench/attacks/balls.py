@@ -16,7 +16,7 @@ TINY = 1e-12
 
 
 class Ball(Protocol):
-    """The three things an iterative attack needs of a norm. Images are (N, C, H, W), `step_size` is a number or (N,)."""
+    """The three things an iterative attack needs of a norm. Images are (N, C, H, W), `step_size` is (N,)."""
 
     def start(self, images: Tensor, eps: float, draws: ImageDraws) -> Tensor:
         """A random point of the ball around each image, in [0, 1]."""
@@ -58,7 +58,7 @@ class L2:
         return images + _column(step_size) * gradient / _length(gradient)
 
     def project(self, images: Tensor, centre: Tensor, eps: float) -> Tensor:
-        """The change is shortened to eps; clipping to [0, 1] then only shortens it further, as the centre lies inside."""
+        """The change is shortened to eps; clipping to [0, 1] only shortens it further, as the centre lies inside."""
         change = images - centre
         scale = (eps / _length(change)).clamp(max=1)
         return torch.clamp(centre + change * scale, 0, 1)

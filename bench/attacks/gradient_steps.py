@@ -46,9 +46,7 @@ def pgd(
     ball, best = balls.get(norm), None
     for _ in range(restarts):
         start = ball.start(images, eps, draws) if random_start else images
-        found = _ascend(
-            logits, images, labels, eps, ball, losses.get(loss), start, steps, step_size, keep_worst
-        )
+        found = _ascend(logits, images, labels, eps, ball, losses.get(loss), start, steps, step_size, keep_worst)
         best = found if best is None or not keep_worst else better_of(best, found)
     assert best is not None
     return best
