@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,17 @@ from numpy.typing import NDArray
 from bench import places
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+CHECKSUM = "sha256"
+
+
+def _checksum(arrays: Arrays) -> str:
+    state = hashlib.sha256()
+    for name in sorted(arrays):
+        state.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
+        state.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return state.hexdigest()
 
 
 class ChunkCache:
@@ -37,14 +49,18 @@ class ChunkCache:
             return None
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                arrays = {name: file[name] for name in file.files}
+            if arrays.pop(CHECKSUM).item() != _checksum(arrays):
+                raise ValueError("the arrays were changed")
+            return arrays
         except places.TORN_NPZ:
             path.unlink(missing_ok=True)
             return None
 
     def write(self, key: str, arrays: Arrays) -> None:
         """Keep arrays under this key, at once or not at all."""
-        places.write_atomically(self._path(key), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        checked = {**arrays, CHECKSUM: np.array(_checksum(arrays))}
+        places.write_atomically(self._path(key), lambda file: np.savez_compressed(file, **checked))  # type: ignore[arg-type]
 
     def drop(self, key: str) -> None:
         """Forget a chunk."""

@@ -6,6 +6,7 @@ defense, and a cell whose key is in the store is not run again (failed cells are
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import classifiers, data, device, draws, plugins, protocol, seeds, training
+from bench import checks, classifiers, data, device, draws, plugins, protocol, seeds, training
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS, CLASSIFIERS
-from bench.data import Dataset
+from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
 from bench.evaluation import Examples, Subject, cell_key, cell_name, evaluate_cell, images_key, untouched
@@ -39,6 +40,7 @@ class Plan:
     classifiers: tuple[str, ...]
     recipe: str | None
     device: torch.device
+    contract: bool
 
 
 def plan(
@@ -51,6 +53,7 @@ def plan(
     limit: int | None = None,
     recipe: str | None = None,
     on: str = "auto",
+    contract: bool = True,
 ) -> Plan:
     """Resolve names before any work starts. Raises BenchError for the first unknown one, or for no cell."""
     chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
@@ -76,14 +79,24 @@ def plan(
         classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
         recipe=recipe,
         device=device.prepare(on),
+        contract=contract,
     )
 
 
 def _named(defense: str | type[Defense]) -> Named:
     if isinstance(defense, str):
         return plugins.slug(defense), plugins.load(defense)
-    registered = {point.value: name for name, point in plugins.installed().items()}
-    return registered.get(f"{defense.__module__}:{defense.__qualname__}", _snake(defense.__name__)), defense
+    if not (isinstance(defense, type) and issubclass(defense, Defense)):
+        raise BenchError(f"expected the name of a defense or a subclass of Defense, got {defense!r}")
+    installed = plugins.installed()
+    registered = {point.value: name for name, point in installed.items()}
+    name = registered.get(f"{defense.__module__}:{defense.__qualname__}")
+    if name is None:
+        name = _snake(defense.__name__)
+        if name in installed or not plugins.SLUG.fullmatch(name):
+            why = "is the name of an installed defense" if name in installed else "is no slug"
+            raise BenchError(f"the class {defense.__name__} would be called {name!r}, which {why}; rename the class")
+    return name, defense
 
 
 def _snake(name: str) -> str:
@@ -122,25 +135,65 @@ def trained_subject(
     key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": 0}
     if cls.per_classifier:
         key["classifier"] = net_weights
-    weights, built = "", None
+    mine = copy.deepcopy(net)  # what one defense does to its copy reaches no other
+    device = dataset.train.images.device
+
+    def build() -> Defense:
+        with training.global_seed(seeds.derive("initialise defense", name, key)):
+            return cls(mine, **chosen).to(device).eval()
+
+    weights, built, stage = "", None, "built"
     try:
-        with untouched(net), training.global_seed(seeds.derive("initialise defense", name, key)):
-            built = cls(net, **chosen).to(dataset.train.images.device).eval()
+        with untouched(mine):
+            built = build()
             if has_door(cls, "fit"):
-                unseen = replace(dataset, test=dataset.test[:0])
-                fit = built.fit
-                weights = training.load_or_fit(
-                    built, name, key, lambda generator, kept: fit(unseen, generator, kept), progress, source_hash(cls)
-                )
+                stage, trainee = "trained", built
+
+                def fit(generator: Generator, kept: Progress) -> None:
+                    with untouched(mine):
+                        trainee.fit(_own_copy(dataset), generator, kept)
+
+                training.load_or_fit(trainee, name, key, fit, progress, source_hash(cls))
+                built = build()  # from the file, as every later run sees it: what fit kept elsewhere is lost now
+                weights = training.load_or_fit(built, name, key, fit, Progress(), source_hash(cls))
     except BenchError:  # the disk, not the defense
         raise
-    except Exception as problem:
-        reason = f"not {'built' if built is None else 'trained'}: {type(problem).__name__}: {problem}"
+    except (Exception, SystemExit) as problem:
+        reason = f"not {stage}: {type(problem).__name__}: {problem}"
         progress.say(f"{name} is {reason}")
-        built = Unusable(net, reason=reason)
+        built = Unusable(mine, reason=reason)
+    assert built is not None
     built.requires_grad_(False).eval()
-    attacked = training.weights_hash(built.classifier)
-    return Subject(name, cls, built, recipe_name, chosen, weights, classifier, net_weights, attacked)
+    attacked, attacked_weights = net, net_weights
+    if built.classifier is not mine:
+        attacked = built.classifier
+        attacked_weights = seeds.digest(name, chosen, source_hash(cls), training.weights_hash(attacked))
+    weights = weights or training.weights_hash(built)
+    return Subject(name, cls, built, recipe_name, chosen, weights, classifier, net_weights, attacked, attacked_weights)
+
+
+def _own_copy(dataset: Dataset) -> Dataset:
+    """The data for one fit: what it writes into them reaches nobody else, and there is no test image."""
+
+    def cloned(split: Split) -> Split:
+        return Split(split.images.clone(), split.labels.clone())
+
+    nothing = Split(torch.empty_like(dataset.test.images[:0]), torch.empty_like(dataset.test.labels[:0]))
+    return replace(dataset, train=cloned(dataset.train), validation=cloned(dataset.validation), test=nothing)
+
+
+def _held_to_contract(
+    cells: Sequence[tuple[Subject, AttackSpec]], progress: Progress
+) -> list[tuple[Subject, AttackSpec]]:
+    """The same cells, with `Unusable` in the place of every defense that breaks the contract: it is not evaluated."""
+    subjects = {subject.name: subject for subject, _ in cells}
+    for name, subject in subjects.items():
+        problem = next((finding.problem for finding in checks.run(subject.cls) if finding.problem), "")
+        if problem:
+            progress.say(f"{name} breaks the contract and is not evaluated ({problem}); see purifybench check {name}")
+            stand_in = Unusable(subject.defense.classifier, reason=f"breaks the contract: {problem}")
+            subjects[name] = replace(subject, defense=stand_in)
+    return [(subjects[subject.name], spec) for subject, spec in cells]
 
 
 def run(
@@ -155,6 +208,7 @@ def run(
     clean, indices = dataset.examples(plan.protocol.n_examples, plan.protocol.seed)
     examples = Examples(dataset.name, dataset.split, clean, indices)
     cache = ChunkCache(home() / "chunks")
+    store.prepare()
     cells: list[Cell] = []
     for classifier in plan.classifiers:
         net, net_weights = classifiers.trained(classifier, dataset, progress)
@@ -163,6 +217,7 @@ def run(
             for named in plan.defenses
         ]
         finished: dict[tuple[str, str], Cell] = {}
+        failures: set[tuple[str, str]] = set()
         open_cells: list[tuple[Subject, AttackSpec]] = []
         for subject in subjects:
             stored = {cell.record.cell: cell for cell in store.cells(plan.protocol.id, subject.name)}
@@ -175,6 +230,8 @@ def run(
                     open_cells.append((subject, spec))
         expected = _expected_seconds(open_cells, plan, examples, cache)
         total = sum(expected.values())
+        if plan.contract:
+            open_cells = _held_to_contract(open_cells, progress)
         if open_cells:
             progress.say(f"{len(open_cells)} cells to run, about {duration(max(total, 1))}{_shorter(plan, total)}")
         with progress.task(f"{plan.protocol.id}, classifier {classifier}", total=max(total, 1e-9)) as advance:
@@ -183,7 +240,9 @@ def run(
                 store.save(cell)
                 finished[subject.name, spec.slug] = cell
                 advance(expected[subject.name, spec.slug])
-                if cell.record.status == "failed":
+                failure = (subject.name, cell.record.error)
+                if cell.record.status == "failed" and failure not in failures:
+                    failures.add(failure)
                     progress.say(f"{subject.name} failed under {spec.slug}: {cell.record.error}")
         for subject in subjects:
             for spec in plan.specs:
@@ -206,18 +265,20 @@ def evaluate(
     records: Path | str = "results",
     data_root: Path | str | None = None,
     progress: Progress | None = None,
+    contract: bool = True,
 ) -> list[Cell]:
     """Measure one defense, by name or by class, under a protocol: what `purifybench run` does, for a notebook.
 
-    Returns the cells, also kept in the folder `records`. Shows its progress unless given a silent `Progress()`.
+    Returns the cells, also kept in the folder `records`. A defense that breaks the contract is not evaluated, unless
+    `contract=False`, which is for tests. Shows its progress unless given a silent `Progress()`.
     Raises BenchError for anything that the caller can mend.
 
     >>> from bench import evaluate
     >>> cells = evaluate("kmeans", "digits-v1-quick-draft", limit=64)  # doctest: +SKIP
     """
     asked = plan(
-        [defense], protocol, classifier=[classifier] if classifier else [], tracks=tracks, attacks=attacks,
-        limit=limit, recipe=recipe, on=device,
+        [defense], protocol, classifier=[classifier] if classifier else [], tracks=_several(tracks),
+        attacks=_several(attacks), limit=limit, recipe=recipe, on=device, contract=contract,
     )  # fmt: skip
     return run(asked, Store(records), data_root=data_root, progress=progress or for_terminal())
 
@@ -231,7 +292,7 @@ def _expected_seconds(
         return {}
     chunk = next(examples.chunks())
     probe = examples.clean.images[chunk]
-    net = open_cells[0][0].defense.classifier
+    net = open_cells[0][0].attacked
 
     def gradient() -> None:
         images = probe.clone().requires_grad_()
@@ -270,12 +331,12 @@ def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
 
     def purify() -> None:
         with torch.no_grad():
-            subject.defense.logits(probe, generator)
+            subject.defense.logits(probe.clone(), generator)
 
     try:
         with untouched(subject.defense.classifier):
             return _seconds(purify, plan.device)
-    except Exception:  # it will fail in its cells, and be recorded there
+    except (Exception, SystemExit):  # it will fail in its cells, and be recorded there
         return 0.0
 
 
@@ -291,6 +352,11 @@ def _seconds(work: Callable[[], None], on: torch.device) -> float:
     work()
     device.synchronize(on)
     return time.perf_counter() - started
+
+
+def _several(names: Sequence[str]) -> Sequence[str]:
+    """A single name given without its list."""
+    return [names] if isinstance(names, str) else names
 
 
 def outline(asked: Plan, store: Store) -> list[str]:

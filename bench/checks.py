@@ -304,6 +304,21 @@ def check_fit_learns(cls: type[Defense], images: Tensor) -> None:
     _expect(torch.equal(tiny.train.images, untrained), f"{cls.__name__}.fit wrote to the training images")
 
 
+def check_weights_hold_what_fit_learned(cls: type[Defense], images: Tensor) -> None:
+    """A new instance with the saved weights purifies as the trained one did: nothing learned is kept elsewhere."""
+    if not has_door(cls, "fit"):
+        return
+    trained, loaded = _build(cls, images), _build(cls, images)
+    _one_step(trained)
+    loaded.load_state_dict(trained.state_dict())
+    gap = float((_purify(trained, images) - _purify(loaded.eval(), images)).abs().max())
+    _expect(
+        gap <= CLOSE,
+        f"{cls.__name__}: with the saved weights the result differs by {gap:.2g}; what fit learns belongs in "
+        "parameters or in register_buffer, not in plain attributes",
+    )
+
+
 def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
     """encode, posterior and decode fit together where they exist."""
     defense = _build(cls, images)
@@ -364,6 +379,7 @@ ALL: tuple[Check, ...] = (
     check_surrogate_has_the_true_value,
     check_classifier_is_untouched,
     check_fit_learns,
+    check_weights_hold_what_fit_learned,
     check_latent_doors,
     check_rejection_score,
 )
@@ -388,7 +404,7 @@ def run(cls: type[Defense], images: Tensor | None = None) -> Iterator[Finding]:
             problem = ""
         except ContractError as broken:
             problem = str(broken)
-        except Exception as crash:
+        except (Exception, SystemExit) as crash:
             problem = f"{type(crash).__name__}: {crash}"
         yield Finding(check.__name__.removeprefix("check_"), meaning, problem)
 

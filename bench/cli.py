@@ -35,7 +35,7 @@ def _starting(names: Iterable[str], typed: str) -> list[str]:
 
 
 def _complete_defense(incomplete: str) -> list[str]:
-    return _starting(plugins.installed(), incomplete)
+    return _starting([*plugins.installed(), "all"], incomplete)
 
 
 def _complete_protocol(incomplete: str) -> list[str]:
@@ -74,11 +74,16 @@ ProtocolId = Annotated[str, typer.Option("--protocol", "-p", help="Its id.", aut
 
 def _split(values: list[str] | None) -> list[str]:
     """Names given as `--tracks a,b` or `--tracks a --tracks b`."""
-    return [name for value in values or [] for name in value.split(",") if name]
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
 
 
 def _every(defenses: list[str]) -> list[str]:
-    return list(plugins.installed()) if defenses == ["all"] else defenses
+    if "all" not in defenses:
+        return defenses
+    sound, broken = plugins.load_all()
+    for name, reason in broken.items():
+        typer.echo(f"left out: {name}: {reason}", err=True)
+    return list(sound)
 
 
 def _print(*things: Any) -> None:
@@ -188,7 +193,12 @@ def list_(
 
 
 def _complete_thing(incomplete: str) -> list[str]:
-    return _starting([*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS], incomplete)
+    return _starting(_things(), incomplete)
+
+
+def _things() -> list[str]:
+    """Every name that `show` explains."""
+    return [*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS, *catalog.CLASSIFIERS, *catalog.DATASETS]
 
 
 @app.command()
@@ -373,7 +383,7 @@ def _default_records() -> list[Path]:
 @app.command()
 def serve(
     site: Annotated[Path, typer.Argument(help="The folder that `site build` made.")] = Path("site"),
-    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="0 picks a free one.", min=0, max=65535)] = 8000,
 ) -> None:
     """Serve the pages on this machine only, until Ctrl-C."""
     from functools import partial

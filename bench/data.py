@@ -284,14 +284,11 @@ def _load_digits(data_root: Path | str | None = None) -> Dataset:
     images = torch.nn.functional.interpolate(small, size=28, mode="bilinear", align_corners=False).clamp(0, 1)
     order = torch.from_numpy(np.random.default_rng(seeds.derive("digits split")).permutation(len(images)))
     everything = Split(images[order], torch.from_numpy(digits.target.astype(np.int64))[order])
-    return Dataset(
-        "digits",
-        everything[:1000],
-        everything[1000:1297],
-        everything[1297:],
-        tuple("0123456789"),
-        split="1000-297-500",
+    train, validation, test = (
+        Split(part.images.clone(), part.labels.clone())  # no split is a view of another
+        for part in (everything[:1000], everything[1000:1297], everything[1297:])
     )
+    return Dataset("digits", train, validation, test, tuple("0123456789"), split="1000-297-500")
 
 
 def load(name: str, data_root: Path | str | None = None) -> Dataset:

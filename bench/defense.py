@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -112,44 +113,78 @@ def settings(
 ) -> tuple[str, dict[str, Any]]:
     """The name of a recipe (default: the class's first) and all hyper-parameters under it, for images of `shape`.
 
-    Raises BenchError for an unknown recipe, or for one that sets what `__init__` does not take.
+    Raises BenchError for an unknown recipe, for one that sets what `__init__` does not take, and for a hyper-parameter
+    without a default or of a kind that a record cannot hold (numbers, strings, booleans, None and tuples of them can).
     """
     name = recipe or next(iter(cls.recipes))
     if name not in cls.recipes:
         raise unknown(f"recipe of {cls.__name__}", name, cls.recipes)
     parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
-    defaults = {p.name: p.default for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    defaults = {p.name: p.default for p in parameters if p.kind not in variable}
     strange = set(cls.recipes[name]) - set(defaults)
     if strange:
         raise BenchError(
             f"{cls.__name__}: recipe {name!r} sets {', '.join(sorted(strange))}, which __init__ does not take"
         )
-    return name, {**defaults, **({"shape": shape} if "shape" in defaults else {}), **cls.recipes[name]}
+    chosen = {**defaults, **({"shape": shape} if "shape" in defaults else {}), **cls.recipes[name]}
+    for parameter, value in chosen.items():
+        if value is inspect.Parameter.empty:
+            raise BenchError(f"{cls.__name__}.__init__: {parameter} has no default; give it the paper's value")
+        if not _is_plain(value):
+            raise BenchError(
+                f"{cls.__name__}.__init__: {parameter} = {value!r} cannot be written to a record; take a number, a "
+                "string, a boolean, None or a tuple of them (the name of an activation, say, not its class)"
+            )
+    return name, chosen
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def source_hash(cls: type[Defense]) -> str:
-    """A hash of the code of a defense: the modules of its class and bases outside this package and torch.
-
-    Comments, docstrings and layout do not count. A cell measured with other code is measured again.
+    """A hash of the code of a defense: its module, its bases' outside `bench` and torch, and all that these import from
+    the same packages. Comments, docstrings and layout do not count. A cell measured with other code is measured again.
     """
-    modules = {
-        base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] not in ("bench", "torch", "abc")
-    }
-    return seeds.digest(sorted(_essence(name) for name in modules - {"builtins"}))
+    found: set[str] = set()
+    todo = [base.__module__ for base in cls.__mro__]
+    while todo:
+        name = todo.pop()
+        package = name.split(".")[0]
+        if name in found or package in ("bench", "torch", "abc", "builtins"):
+            continue
+        found.add(name)
+        for value in vars(sys.modules[name]).values() if name in sys.modules else ():
+            other = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(other, str) and other.split(".")[0] == package:
+                todo.append(other)
+    return seeds.digest(sorted(_essence(name) or _bytecode(cls) for name in found))
 
 
 def _essence(module: str) -> str:
+    """A module's code without prose; "" where there is no source, as in a notebook."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, KeyError, SyntaxError):  # defined in a notebook or a frozen module
-        return module
+    except (OSError, TypeError, KeyError, SyntaxError):
+        return ""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and len(body) > 1
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
+        if not isinstance(body, list) or len(body) < 2 or not isinstance(body[0], ast.Expr):
+            continue
+        if isinstance(body[0].value, ast.Constant):
             del body[0]
     return ast.unparse(tree)
+
+
+def _bytecode(cls: type[Defense]) -> str:
+    """The compiled methods of a class and its bases, for code without a source file."""
+
+    def parts(code: CodeType) -> list[object]:
+        inner = [parts(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
+        return [code.co_code.hex(), code.co_names, inner]
+
+    methods = [value for base in cls.__mro__ for value in vars(base).values() if inspect.isfunction(value)]
+    return seeds.digest([parts(method.__code__) for method in methods if not method.__module__.startswith("torch")])

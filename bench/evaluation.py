@@ -7,6 +7,8 @@ leaves [0, 1] or changes the shape, the image counts as wrong and the cell says 
 
 from __future__ import annotations
 
+import hashlib
+import math
 import platform
 import subprocess
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from bench import attacks, device, draws, seeds, threat, training
@@ -30,6 +33,7 @@ from bench.defense import Defense, has_door, source_hash
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
+from bench.statistics import TOLERANCE
 
 VERSION = 2  # of the rules in this file; part of every cell's key
 LAYOUT = 2  # of a cached chunk of images; part of its key
@@ -48,9 +52,8 @@ class Subject:
     weights: str
     classifier: str
     classifier_weights: str
-    attacked_weights: (
-        str  # of `defense.classifier`, which gray_box attacks: the shared one unless the defense has its own
-    )
+    attacked: nn.Module  # what gray_box attacks: a net that no defense was given, unless the defense brings its own
+    attacked_weights: str  # names it in the keys of shared images; with the code's hash where it is the defense's own
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def cell_key(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
     return seeds.digest(
         VERSION, protocol.hash, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.name, subject.settings,
         subject.weights, source_hash(subject.cls), subject.classifier, subject.classifier_weights,
+        subject.attacked_weights,
     )  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def evaluate_cell(
         error="; ".join(dict.fromkeys(errors))[:2000],
         forward_rows=int(sum(images["rows"][0] for images in attacked)),
         backward_rows=int(sum(images["rows"][1] for images in attacked)),
-        loss_curve=tuple(float(f"{loss:.6g}") for loss in losses.mean(axis=1)) if losses.size else (),
+        loss_curve=_rounded(losses.mean(axis=1)) if losses.size else (),
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
@@ -169,7 +173,9 @@ def evaluate_cell(
 
 
 def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> str:
-    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[chunk].tolist())
+    images = examples.clean.images[chunk].cpu().contiguous().numpy().tobytes()
+    content = hashlib.sha256(images).hexdigest()
+    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[chunk].tolist(), content)
 
 
 def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
@@ -203,15 +209,19 @@ def attacked_images(
     try:
         with untouched(subject.defense.classifier), training.global_seed(seeds.derive(key)):
             result = attacks.get(spec.attack)(target, clean.images, clean.labels, draws=noise, **settings)
-    except Exception as problem:
-        if spec.track != "white_box":  # no code of the defense was run
-            raise
+    except (Exception, SystemExit) as problem:
+        if spec.track != "white_box" and subject.attacked_weights == subject.classifier_weights:
+            raise  # no code of the defense was run
         never = torch.full_like(clean.labels, -1)
         result = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
         return _arrays(result, target, failed=True), f"under attack: {type(problem).__name__}: {problem}"
     found = _arrays(result, target, failed=False)
     cache.write(key, found)
     return found, ""
+
+
+def _rounded(losses: NDArray[np.float32]) -> tuple[float | None, ...]:
+    return tuple(float(f"{loss:.6g}") if math.isfinite(loss) else None for loss in losses)
 
 
 def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) -> Arrays:
@@ -234,7 +244,7 @@ def _noise(protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slic
 
 def _target(subject: Subject, protocol: Protocol, spec: AttackSpec, chunk: slice) -> threat.Target:
     if spec.track != "white_box":
-        return threat.gray_box(subject.defense.classifier)
+        return threat.gray_box(subject.attacked)
     eot = int(dict(spec.params).get("eot", 1))
     seed_parts = (protocol.seed, "attacked draws", subject.name, spec.slug, chunk.start)
     return threat.white_box(subject.defense, spec.route, eot=eot, seed_parts=seed_parts)
@@ -286,18 +296,21 @@ def untouched(classifier: nn.Module) -> Iterator[None]:
 def defended(defense: Defense, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """One draw of the real pipeline, without gradients: purified images and logits, checked.
 
-    Raises ValueError for a wrong shape or type. Rows that are not finite, or purified out of [0, 1], get NaN logits.
+    Raises ValueError for a wrong shape or type, or if the defense wrote to its input. Rows that are not finite, or
+    purified out of [0, 1], get NaN logits.
     """
     with torch.no_grad():
-        state = generator.get_state()
-        purified = defense.purify(images, generator)
+        state, given = generator.get_state(), images.clone()
+        purified = defense.purify(given, generator)
         if not isinstance(purified, Tensor) or purified.shape != images.shape or purified.dtype != images.dtype:
             raise ValueError(f"purify returned {_described(purified)}, expected {_described(images)}")
         if has_door(defense, "logits"):
             generator.set_state(state)
-            logits = defense.logits(images, generator)
+            logits = defense.logits(given, generator)
         else:
             logits = defense.classifier(purified)
+        if not torch.equal(given, images):
+            raise ValueError("the defense wrote to its input images; work on images.clone()")
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"logits are {_described(logits)}, expected ({len(images)}, classes)")
         flat = purified.flatten(1)
@@ -322,6 +335,11 @@ def _score_chunk(
     attacked = torch.from_numpy(images["images"]).to(place)
     if not bool((attacked.isfinite() & (attacked >= 0) & (attacked <= 1)).all()):
         raise AssertionError(f"{spec.slug} left [0, 1]: a bug in the attack, not in the defense")
+    distance = (attacked.double() - clean.images.double()).flatten(1)
+    linf, l2 = distance.abs().amax(dim=1), distance.norm(dim=1)
+    reached = {"linf": linf, "l2": l2}.get(spec.norm or "")
+    if reached is not None and spec.eps is not None and float(reached.max()) > spec.eps + TOLERANCE:
+        raise AssertionError(f"{spec.slug} left its ball: a bug in the attack, not in the defense")
     n, n_draws = len(clean), _scoring_draws(subject, protocol)
     seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, chunk.start)
     right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
@@ -333,10 +351,10 @@ def _score_chunk(
         with untouched(subject.defense.classifier), training.global_seed(seeds.derive(*seed_parts, "global")):
             generator = draws.generator(place, *seed_parts)
             for _ in range(protocol.selection_draws if subject.cls.stochastic else 0):
-                _, logits = defended(subject.defense, attacked.clone(), generator)
+                _, logits = defended(subject.defense, attacked, generator)
                 selection += (logits.argmax(dim=1) == clean.labels) & logits.isfinite().all(dim=1)
             for draw in range(n_draws):
-                purified, logits = defended(subject.defense, attacked.clone(), generator)
+                purified, logits = defended(subject.defense, attacked, generator)
                 broken = ~logits.isfinite().all(dim=1)
                 if bool(broken.any()):
                     error = "purified images or logits were not finite, or left [0, 1]"
@@ -345,20 +363,19 @@ def _score_chunk(
                 margin += _margin(logits, clean.labels) / n_draws
                 if draw == 0:
                     predicted, shown = found, purified
-    except Exception as problem:  # whatever a defense does wrong, it never gains by it
+    except (Exception, SystemExit) as problem:  # whatever a defense does wrong, it never gains by it
         error = f"{type(problem).__name__}: {problem}"
         right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
         margin = torch.full((n,), torch.nan, device=place)
         predicted = torch.full((n,), -1, device=place)
-    distance = (attacked.double() - clean.images.double()).flatten(1)
     first = max(0, EXHIBITS - chunk.start)
     score = {
         "predicted": predicted.cpu().numpy().astype(np.int16),
         "correct": (right / n_draws).cpu().numpy().astype(np.float32),
         "selection": (selection / protocol.selection_draws if subject.cls.stochastic else right).cpu().numpy(),
         "margin": margin.cpu().numpy().astype(np.float32),
-        "linf": distance.abs().amax(dim=1).cpu().numpy().astype(np.float32),
-        "l2": distance.norm(dim=1).cpu().numpy().astype(np.float32),
+        "linf": linf.cpu().numpy().astype(np.float32),
+        "l2": l2.cpu().numpy().astype(np.float32),
         "exhibits": torch.stack([_bytes(x[:first]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
     }
     return score, error

@@ -62,4 +62,5 @@ def one_line(path: Path) -> Iterator[None]:
 
 _MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENOENT,
 }  # fmt: skip

@@ -74,6 +74,16 @@ class Protocol:
     ranked: bool = False
     purpose: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for two cells of one name and for radii that do not grow from above 0."""
+        slugs = [spec.slug for spec in self.attacks]
+        twins = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+        if twins:
+            raise ValueError(f"{self.id} has two cells called {twins[0]}; one would overwrite the other")
+        for radii in (self.linf_radii, self.l2_radii):
+            if list(radii) != sorted(set(radii)) or any(eps <= 0 for eps in radii):
+                raise ValueError(f"{self.id} has radii {radii}; they must grow from above 0")
+
     @property
     def is_draft(self) -> bool:
         """Whether the protocol may still change: its numbers are not to be quoted."""

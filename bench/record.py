@@ -87,7 +87,9 @@ class Record(BaseModel):
     error: str = Field("", description="why the defense failed on some or all images; those count as wrong")
     forward_rows: int = Field(ge=0, description="images that the attack sent forward through the attacked model")
     backward_rows: int = Field(ge=0, description="images that it sent backward")
-    loss_curve: tuple[float, ...] = Field((), description="the attack's mean loss before each step and after the last")
+    loss_curve: tuple[float | None, ...] = Field(
+        (), description="the attack's mean loss before each step and after the last; null where it was not finite"
+    )
     outcomes_sha256: str
     run: Run
 
@@ -161,6 +163,13 @@ class Store:
     def folder(self, protocol: str, defense: str) -> Path:
         """Where the cells of one defense under one protocol lie."""
         return self.root / protocol / defense
+
+    def prepare(self) -> None:
+        """Make the folder. Raises BenchError where nothing can be written, before any work is done for nothing."""
+        with one_line(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.root / ".writable", lambda file: file.write(b""))
+            (self.root / ".writable").unlink()
 
     def save(self, cell: Cell) -> Path:
         """Write a cell, replacing an older one of the same name; returns the path of its JSON file."""

@@ -27,7 +27,10 @@ def accuracy(cell: Cell) -> str:
 
 def summary(cells: Sequence[Cell], protocol: Protocol) -> Table:
     """One row for each defense and classifier: clean accuracy, worst case at each Linf radius, mean robust radius."""
-    table = Table(title=f"{protocol.id}, worst case of all attacks", caption=_caveat(protocol), caption_justify="left")
+    measured = {cell.record.cell for cell in cells}
+    whole = all(any(f".{spec.slug}.seed" in name for name in measured) for spec in protocol.attacks)
+    what = "worst case of all attacks" if whole else "worst case of the selected attacks: not a result"
+    table = Table(title=f"{protocol.id}, {what}", caption=_caveat(protocol), caption_justify="left")
     table.add_column("defense")
     for heading in (
         "classifier",
@@ -49,7 +52,7 @@ def summary(cells: Sequence[Cell], protocol: Protocol) -> Table:
         radius = statistics.robust_radius(curve, protocol.linf_radii)
         low, high = statistics.bootstrap(radius)
         shares = [percent(float(share)) for share in curve.mean(axis=1)]
-        table.add_row(name, classifier, *shares, f"{radius.mean():.3f} [{low:.3f}, {high:.3f}]")
+        table.add_row(name, classifier, *shares, f"{radius.mean():.3f} [{low:.3f}, {high:.3f}]" if whole else "–")
     return table
 
 

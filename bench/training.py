@@ -141,7 +141,7 @@ def load_or_fit(
     if path.exists():
         try:
             if _load(path, module, described).get("source", source) != source:
-                progress.say(f"{path.name} was trained by other code than {name}'s now; delete it to train again")
+                progress.say(f"{path} was trained by other code than {name}'s now; delete it to train again")
             return weights_hash(module)
         except BenchError as problem:
             aside = path.with_suffix(".corrupt")
@@ -151,7 +151,7 @@ def load_or_fit(
     kept = CheckpointingProgress(progress, path.with_suffix(".checkpoint"), f"{described} {source}")
     generator = draws.generator(device, "train", name, described)
     fit(generator, kept)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     content = save(
         state, {"key": described, "sha256": _hash(state), "losses": json.dumps(kept.losses), "source": source}
     )
@@ -257,7 +257,7 @@ class CheckpointingProgress(Progress):
 
 def _flatten(part: nn.Module | Optimizer) -> dict[str, Tensor]:
     if isinstance(part, nn.Module):
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in part.state_dict().items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in part.state_dict().items()}
     state = part.state_dict()["state"]
     return {
         f"{index}|{name}": torch.as_tensor(value).detach().cpu().contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -169,9 +170,8 @@ def curves_chart(row: Row, name: str) -> Chart | None:
         label = f"{name_of}, ε = {radius(record.eps)}" if record.eps else name_of
         kind = attacks.index(name_of)
         x = tuple(float(step) for step in range(len(record.loss_curve)))
-        lines.append(
-            Line(label, x, record.loss_curve, 1 + kind % SERIES, kind % 4, 1.6, 0.25 + 0.75 * depth, marked=False)
-        )
+        curve = tuple(math.nan if loss is None else loss for loss in record.loss_curve)
+        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind % 4, 1.6, 0.25 + 0.75 * depth, marked=False))
     return loss_chart(name, "Loss at each step of the attacks", lines) if lines else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -63,7 +64,7 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, trained_home: Path) -> None:
 
 
 def measure(cls: type[Defense] | str, records: Path, **options) -> list[Cell]:
-    return evaluate(cls, TINY, records=records, **options)
+    return evaluate(cls, TINY, records=records, **{"contract": False, **options})
 
 
 def clean(cells: list[Cell]) -> Cell:
@@ -297,7 +298,7 @@ def test_only_the_images_that_failed_count_as_wrong(tmp_path):
 
 
 def test_a_tampered_classifier_is_mended_for_the_next_defense(tmp_path):
-    asked = campaign.plan([TampersWithClassifier, "identity"], TINY, attacks=["none"])
+    asked = campaign.plan([TampersWithClassifier, "identity"], TINY, attacks=["none"], contract=False)
     tampered, identity = campaign.run(asked, Store(tmp_path))
     alone = clean(measure("identity", tmp_path / "alone", attacks=["none"]))
     assert tampered.record.status == "failed"
@@ -420,3 +421,169 @@ def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
 def test_a_selection_that_holds_no_cell_is_an_error(tmp_path):
     with pytest.raises(BenchError, match="no cell of tiny is in tracks clean and attacks pgd"):
         measure("identity", tmp_path, tracks=["clean"], attacks=["pgd"])
+
+
+# ------------------------------------------------------------------------------------- one defense, another's numbers
+
+
+class WritesToItsInput(Fake):
+    """Darkens the images in place."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.mul_(0.5)
+
+
+class HooksTheClassifier(Fake):
+    """Rounds whatever reaches the classifier that it was given."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        classifier.register_forward_pre_hook(lambda module, inputs: (inputs[0].round(),))
+
+
+class RoundedClassifier(nn.Module):
+    """A net with the weights of another and another forward pass."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def state_dict(self, *args, **kwargs):
+        return self.net.state_dict(*args, **kwargs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.round())
+
+
+class OwnClassifier(Fake):
+    """Brings its own classifier with the same weights."""
+
+    kind = "hardened"
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        object.__setattr__(self, "classifier", RoundedClassifier(copy.deepcopy(classifier)))
+
+
+class Exits(Fake):
+    """Ends the program, as argparse does."""
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        raise SystemExit(0)
+
+
+class WipesTrainingData(Fake):
+    """Writes to the images that it is given to learn from."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.layer = nn.Linear(1, 1)
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        data.train.images.zero_()
+
+
+class RemembersTrainingData(WipesTrainingData):
+    """Keeps the mean of its training images."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        self.mean.copy_(data.train.images.mean())
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        assert self.mean > 0.1, "trained on black images"
+        return images
+
+
+@pytest.mark.parametrize(
+    "cls", [WritesToItsInput, HooksTheClassifier, OwnClassifier, Exits, TampersWithClassifier], ids=lambda c: c.__name__
+)
+def test_nothing_that_one_defense_does_changes_anothers_numbers(cls, tmp_path, monkeypatch):
+    """In the same run, and in a later one that finds the images that the first one cached."""
+    alone = [cell.outcomes.sha256() for cell in measure("identity", tmp_path / "alone")]
+    monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / "home"))
+    asked = campaign.plan([cls, "identity"], TINY, contract=False)
+    together = campaign.run(asked, Store(tmp_path / "together"))[len(TINY.attacks) :]
+    later = measure("identity", tmp_path / "later")
+    assert [cell.outcomes.sha256() for cell in together] == alone
+    assert [cell.outcomes.sha256() for cell in later] == alone
+
+
+def test_a_fit_cannot_spoil_the_data_of_the_next_one(tmp_path):
+    asked = campaign.plan([WipesTrainingData, RemembersTrainingData], TINY, attacks=["none"], contract=False)
+    assert campaign.run(asked, Store(tmp_path))[1].record.status == "ok"
+
+
+def test_writing_to_the_input_is_a_failure_and_no_escape_from_the_ball(tmp_path):
+    cells = measure(WritesToItsInput, tmp_path)
+    assert {cell.record.status for cell in cells} == {"failed"}
+    assert "wrote to its input" in cells[0].record.error
+    assert max(float(cell.outcomes.linf.max()) for cell in cells) <= 0.3 + statistics.TOLERANCE
+
+
+class KeepsWhatItLearnedToItself(Fake):
+    """Learns into a plain attribute beside a module: gone when the weights are loaded."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.layer, self.scale = nn.Linear(1, 1), 0.0
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        self.scale = 1.0
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images * self.scale
+
+
+def test_the_first_run_scores_what_later_runs_load(tmp_path):
+    first, second = (clean(measure(KeepsWhatItLearnedToItself, tmp_path / n, attacks=["none"])) for n in "ab")
+    assert first.outcomes.sha256() == second.outcomes.sha256()
+    assert float(first.outcomes.correct.mean()) < 0.3
+
+
+def test_a_defense_that_breaks_the_contract_is_not_evaluated(tmp_path):
+    listening = Listening()
+    cells = measure(WritesToItsInput, tmp_path, progress=listening, contract=True)
+    assert {cell.record.status for cell in cells} == {"failed"} and not any(c.outcomes.correct.any() for c in cells)
+    assert "breaks the contract" in cells[0].record.error
+    assert sum("breaks the contract" in line for line in listening.said) == 2  # once as found, once as a failure
+
+
+def test_weights_that_come_without_a_fit_are_part_of_the_key(tmp_path):
+    keys = []
+    for value in (1.0, 0.5):
+
+        def start(self, classifier: nn.Module, value: float = value) -> None:
+            Fake.__init__(self, classifier)
+            self.register_buffer("scale", torch.tensor(value))
+
+        keys.append(measure(type("Pretrained", (Fake,), {"__init__": start}), tmp_path, attacks=["none"])[0].record)
+    assert keys[0].weights != keys[1].weights and keys[0].key != keys[1].key
+
+
+def test_a_class_may_not_take_the_name_of_an_installed_defense(tmp_path):
+    with pytest.raises(BenchError, match="is the name of an installed defense; rename the class"):
+        measure(type("Identity", (Fake,), {}), tmp_path)
+    with pytest.raises(BenchError, match="expected the name of a defense or a subclass"):
+        measure(3, tmp_path)
+
+
+def test_a_changed_chunk_of_cached_images_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / "home"))
+    first = measure("identity", tmp_path / "a", attacks=["fgsm"])
+    for path in (tmp_path / "home" / "chunks").rglob("*.npz"):
+        with np.load(path) as file:
+            arrays = {name: file[name] * 0 if name == "images" else file[name] for name in file.files}
+        np.savez_compressed(path, **arrays)
+    second = measure("identity", tmp_path / "b", attacks=["fgsm"])
+    assert [c.outcomes.sha256() for c in first] == [c.outcomes.sha256() for c in second]
+
+
+def test_records_that_cannot_be_written_stop_the_run_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(classifiers, "trained", lambda *_: pytest.fail("work was done for nothing"))
+    with pytest.raises(BenchError, match="cannot write"):
+        measure("identity", tmp_path / "file")

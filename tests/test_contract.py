@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import linecache
 import re
+import shutil
 import sys
 
 import pytest
@@ -259,6 +261,21 @@ class NoWeights(Honest):
         self.mean = data.train.images.mean()
 
 
+class PlainAttribute(Honest):
+    """Learns a brightness into a plain attribute beside its weights."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.shift, self.learned = nn.Parameter(torch.zeros(())), 0.0
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        self.shift.data.fill_(0.01)
+        self.learned = 0.1
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return (0.8 * images + self.shift + self.learned).clamp(0, 1)
+
+
 class OddLatents(Honest):
     """A decoder of another size than the images."""
 
@@ -304,6 +321,7 @@ SHELF = [
     (WakesClassifier, "classifier_is_untouched", "training mode"),
     (LearnsNothing, "fit_learns", "changed no weights"),
     (NoWeights, "fit_learns", "no weights"),
+    (PlainAttribute, "weights_hold_what_fit_learned", "register_buffer"),
     (OddLatents, "latent_doors", r"decode\(encode\(images\)\)"),
     (SelectiveInName, "rejection_score", "go together"),
 ]
@@ -363,6 +381,48 @@ def test_the_source_hash_sees_code_and_not_prose(tmp_path, monkeypatch):
         hashes.append(source_hash(importlib.import_module(f"made_up_{i}").D))
         del sys.modules[f"made_up_{i}"]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_source_hash_follows_helpers_of_the_same_package_and_code_without_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "made_up_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "entry.py").write_text(
+        "from bench.defense import Defense\nfrom made_up_package.helper import clean\n"
+        "class D(Defense):\n    def purify(self, images, generator):\n        return clean(images)\n"
+    )
+    hashes = []
+    for factor in ("1.00", "0.50"):
+        (package / "helper.py").write_text(f"def clean(images):\n    return images * {factor}\n")
+        for name in [name for name in sys.modules if name.startswith("made_up_package")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        hashes.append(source_hash(importlib.import_module("made_up_package.entry").D))
+        shutil.rmtree(package / "__pycache__", ignore_errors=True)
+    assert hashes[0] != hashes[1]
+
+    def typed_in(body: str) -> type[Defense]:
+        space = {"__name__": "nowhere", "Defense": Defense}
+        exec(f"class D(Defense):\n    def purify(self, images, generator):\n        return {body}\n", space)
+        return space["D"]
+
+    assert source_hash(typed_in("images")) == source_hash(typed_in("images")) != source_hash(typed_in("images * 0"))
+
+
+@pytest.mark.parametrize("default", [nn.ReLU, float("nan"), {"a": 1}], ids=str)
+def test_a_hyper_parameter_that_no_record_can_hold_is_an_error(default):
+    class Odd(Honest):
+        """A strange default."""
+
+        def __init__(self, classifier: nn.Module, *, strength: object = default) -> None:
+            super().__init__(classifier)
+
+    with pytest.raises(BenchError, match="cannot be written to a record"):
+        settings(Odd)
+    with pytest.raises(BenchError, match="has no default"):
+        settings(Positional)
 
 
 def test_kmeans_agrees_with_lloyd_done_by_hand():

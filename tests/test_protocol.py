@@ -95,6 +95,15 @@ def test_hashes_are_the_same_in_a_fresh_interpreter():
     assert fresh_python(code).split() == [f"{p.id}={p.hash}" for p in PROTOCOLS.values()]
 
 
+def test_two_cells_of_one_name_and_odd_radii_are_refused():
+    twice = (*TINY.attacks, dataclasses.replace(TINY.attacks[-1], params=(("steps", 40),)))
+    with pytest.raises(ValueError, match="two cells called gray_box.pgd.linf-0.2"):
+        dataclasses.replace(TINY, attacks=twice)
+    for radii in ((0.2, 0.1), (0.0, 0.1), (0.1, 0.1)):
+        with pytest.raises(ValueError, match="must grow from above 0"):
+            dataclasses.replace(TINY, linf_radii=radii)
+
+
 def test_no_two_protocols_share_a_hash():
     assert len({p.hash for p in PROTOCOLS.values()}) == len(PROTOCOLS)
 
