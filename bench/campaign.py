@@ -365,19 +365,32 @@ def outline(asked: Plan, store: Store) -> list[str]:
         f"{asked.protocol.id}: {asked.protocol.n_examples} images of {asked.protocol.dataset} on {asked.device.type}"
     ]
     stored = {(cell.record.defense, cell.record.cell) for cell in store.cells(asked.protocol.id)}
+    shared = [spec for spec in asked.specs if spec.track != "white_box"]
+    own = [spec for spec in asked.specs if spec.track == "white_box"]
     for classifier in asked.classifiers:
-        costs = [ATTACKS[spec.attack].cost(**dict(spec.params)) for spec in asked.specs]
-        forward, backward = (sum(cost[side] for cost in costs) * asked.protocol.n_examples for side in (0, 1))
+        forward, backward = _rows(shared, asked.protocol)
         lines.append(
-            f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
+            f"classifier {classifier}: its own attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
         )
         names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
         for name, cls in asked.defenses:
             done = sum((name, cell) in stored for cell in names)
-            draws_each = asked.protocol.selection_draws + asked.protocol.scoring_draws if cls.stochastic else 1
-            passes = (len(names) - done) * asked.protocol.n_examples * draws_each
-            lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify")
+            looks = asked.protocol.selection_draws + asked.protocol.scoring_draws if cls.stochastic else 1
+            passes = (len(names) - done) * asked.protocol.n_examples * looks
+            attack = _rows(own, asked.protocol, stochastic=cls.stochastic)[1]
+            knowing = f", at most {attack:,} forward and backward rows of attackers who know it" if own else ""
+            lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify{knowing}")
     return lines
+
+
+def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = False) -> tuple[int, int]:
+    """The rows that attacks send forward and backward on all images, in every draw that they average over."""
+    forward = backward = 0
+    for spec in specs:
+        ahead, back = ATTACKS[spec.attack].cost(**dict(spec.params))
+        eot = int(dict(spec.params).get("eot", 1)) if stochastic else 1
+        forward, backward = forward + ahead * eot * asked.n_examples, backward + back * eot * asked.n_examples
+    return forward, backward
 
 
 def clean_accuracy(

@@ -207,7 +207,7 @@ def show(
     records: Records = Path("results"),
 ) -> None:
     """Show a protocol's cells, an attack, or a defense with all that was measured of it."""
-    if name in protocol.PROTOCOLS:
+    if name.partition("+")[0] in protocol.PROTOCOLS:
         _show_protocol(protocol.get(name))
     elif name in catalog.ATTACKS:
         info = catalog.ATTACKS[name]

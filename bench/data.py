@@ -14,6 +14,7 @@ import struct
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -267,7 +268,8 @@ def fetch(
                 f"cannot fetch {address}: {problem}; try again, or give a mirror of the four .gz with --url"
             ) from problem
         finally:
-            part_file.unlink(missing_ok=True)
+            with suppress(OSError):  # a file where the folder should be
+                part_file.unlink(missing_ok=True)
     return folder
 
 

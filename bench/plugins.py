@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, unknown
@@ -47,7 +51,8 @@ def load(name: str) -> type[Defense]:
     if not SLUG.fullmatch(point.name):
         raise BenchError(f"{_owner(point)}: entry point {point.name!r} is no slug; names match [a-z][a-z0-9_]{{1,39}}")
     try:
-        loaded = point.load()
+        with _settings_kept():
+            loaded = point.load()
     except (Exception, SystemExit) as problem:
         raise BenchError(
             f"the defense {point.name!r} of {_owner(point)} does not import: {type(problem).__name__}: {problem}"
@@ -59,6 +64,23 @@ def load(name: str) -> type[Defense]:
             f"{point.value} of {_owner(point)} is {loaded!r}, expected a subclass of bench.defense.Defense"
         )
     return loaded
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Importing a plugin changes neither the working folder nor torch's default type, grad mode or threads."""
+    import torch
+
+    folder, dtype, threads = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
+    grad = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def load_all() -> tuple[dict[str, type[Defense]], dict[str, str]]:

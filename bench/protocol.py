@@ -172,7 +172,8 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.id: protocol for 
 
 
 def get(protocol_id: str) -> Protocol:
-    """The published or draft protocol of that id; raises BenchError that suggests the nearest one."""
-    if protocol_id not in PROTOCOLS:
+    """The protocol of that id, or a limited one from `ID+limitN`; raises BenchError that suggests the nearest one."""
+    base, _, count = protocol_id.partition("+limit")
+    if base not in PROTOCOLS or (count and not count.isdecimal()):
         raise unknown("protocol", protocol_id, PROTOCOLS, see="purifybench list protocols")
-    return PROTOCOLS[protocol_id]
+    return PROTOCOLS[base].limited(int(count)) if count else PROTOCOLS[base]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from bench import protocol as protocols
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell, Record, Store
-
-_LIMITED = re.compile(r"(?P<base>.+)\+limit(?P<count>[1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,8 @@ class Gathered:
 
 def known(protocol_id: str) -> Protocol | None:
     """The protocol of that id, limited ones included; None where this version of the harness does not know it."""
-    limited = _LIMITED.fullmatch(protocol_id)
     try:
-        found = protocols.get(limited["base"] if limited else protocol_id)
-        found = found.limited(int(limited["count"])) if limited else found
+        found = protocols.get(protocol_id)
     except BenchError:
         return None
     return found if found.id == protocol_id else None

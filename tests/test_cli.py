@@ -245,6 +245,8 @@ def test_an_estimate_trains_and_writes_nothing(command, tmp_path):
     # FGSM costs 2 rows forward and 1 back at each radius, PGD 41 and 40, on 32 images
     radii = len(chosen.linf_radii)
     assert f"{radii * 43 * 32:,} forward, {radii * 41 * 32:,} backward rows" in " ".join(out.split())
+    # Auto-PGD of 20 steps on two losses along two routes, for each defense
+    assert out.count(f"at most {radii * 4 * 20 * 32:,} forward and backward rows of attackers who know it") == 2
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "home").exists()
 

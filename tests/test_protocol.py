@@ -244,3 +244,10 @@ def test_every_data_set_of_the_catalog_loads_or_says_that_it_is_missing(name, tm
 def test_what_names_and_records_need_is_free_of_torch():
     code = "import bench.protocol, bench.record, bench.statistics, bench.catalog, bench.plugins, bench.report, sys"
     assert fresh_python(code + "; bench.plugins.installed(); print('torch' in sys.modules)") == "False"
+
+
+def test_a_limited_id_names_the_limited_protocol():
+    assert protocol.get("digits-v1-draft+limit20") == protocol.get("digits-v1-draft").limited(20)
+    for wrong in ("digits-v1-draft+limitx", "digits-v9+limit20"):
+        with pytest.raises(BenchError, match="no protocol is called"):
+            protocol.get(wrong)
