@@ -370,7 +370,7 @@ def outline(asked: Plan, store: Store) -> list[str]:
     for classifier in asked.classifiers:
         forward, backward = _rows(shared, asked.protocol)
         lines.append(
-            f"classifier {classifier}: its own attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
+            f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
         )
         names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
         for name, cls in asked.defenses:

@@ -50,17 +50,7 @@ class Listening(Progress):
         self.said.append(message)
 
 
-@pytest.fixture(scope="session")
-def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trained-home")
-
-
-@pytest.fixture(autouse=True)
-def short_recipe(monkeypatch: pytest.MonkeyPatch, trained_home: Path) -> None:
-    """Classifier A for 24 steps on digits, trained once for all tests of this file."""
-    recipe = {"epochs": 1, "minimum_steps": 24, "batch_size": 128, "learning_rate": 1e-3}
-    monkeypatch.setattr(classifiers, "RECIPE", recipe)
-    monkeypatch.setenv("PURIFYBENCH_HOME", str(trained_home))
+pytestmark = pytest.mark.usefixtures("trained_home")
 
 
 def measure(cls: type[Defense] | str, records: Path, **options) -> list[Cell]:

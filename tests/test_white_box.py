@@ -30,16 +30,7 @@ WHITE = replace(
 )
 
 
-@pytest.fixture(scope="session")
-def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("white-box-home")
-
-
-@pytest.fixture(autouse=True)
-def short_recipe(monkeypatch: pytest.MonkeyPatch, trained_home: Path) -> None:
-    recipe = {"epochs": 1, "minimum_steps": 24, "batch_size": 128, "learning_rate": 1e-3}
-    monkeypatch.setattr(classifiers, "RECIPE", recipe)
-    monkeypatch.setenv("PURIFYBENCH_HOME", str(trained_home))
+pytestmark = pytest.mark.usefixtures("trained_home")
 
 
 def measure(cls: type[Defense] | str, records: Path) -> dict[str, Cell]:
