@@ -59,6 +59,8 @@ def plan(
     chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
     if limit is not None:
         chosen = chosen.limited(limit)
+    if not contract:  # kept apart from records that were held to it
+        chosen = replace(chosen, id=f"{chosen.id}+unchecked", ranked=False)
     for name in classifier:
         if name not in CLASSIFIERS:
             raise unknown("classifier", name, CLASSIFIERS, see="purifybench list classifiers")
@@ -270,7 +272,7 @@ def evaluate(
     """Measure one defense, by name or by class, under a protocol: what `purifybench run` does, for a notebook.
 
     Returns the cells, also kept in the folder `records`. A defense that breaks the contract is not evaluated, unless
-    `contract=False`, which is for tests. Shows its progress unless given a silent `Progress()`.
+    `contract=False`; such cells go by another protocol's name. Shows its progress unless given a silent `Progress()`.
     Raises BenchError for anything that the caller can mend.
 
     >>> from bench import evaluate

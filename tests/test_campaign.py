@@ -211,7 +211,7 @@ def test_two_runs_write_the_same_bytes_outside_the_run_block(tmp_path, monkeypat
         records = [json.loads(file.read_text()) for file in files]
         for record in records:
             del record["run"], record["checksum"]
-        arrays = (tmp_path / name / "records" / "tiny+limit40" / "coin_flip" / "outcomes.npz").read_bytes()
+        arrays = (tmp_path / name / "records" / "tiny+limit40+unchecked" / "coin_flip" / "outcomes.npz").read_bytes()
         contents.append((records, arrays))
     assert len(contents[0][0]) == 10
     assert contents[0] == contents[1]
@@ -319,7 +319,7 @@ def test_a_random_defense_is_averaged_over_draws(tmp_path):
 
 def test_a_limited_run_is_kept_apart_and_never_ranked(tmp_path):
     record = measure("identity", tmp_path, limit=40, attacks=["none"])[0].record
-    assert record.protocol == "tiny+limit40" and record.n_examples == 40
+    assert record.protocol == "tiny+limit40+unchecked" and record.n_examples == 40
     assert not protocol.get("mnist-v1-draft").limited(40).ranked
 
 
@@ -409,7 +409,7 @@ def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
 
 
 def test_a_selection_that_holds_no_cell_is_an_error(tmp_path):
-    with pytest.raises(BenchError, match="no cell of tiny is in tracks clean and attacks pgd"):
+    with pytest.raises(BenchError, match="no cell of tiny.unchecked is in tracks clean and attacks pgd"):
         measure("identity", tmp_path, tracks=["clean"], attacks=["pgd"])
 
 
