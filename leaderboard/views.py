@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.protocol import TRACKS, AttackSpec, Protocol
-from bench.record import Cell, Record
+from bench.record import Cell
 from bench.statistics import accuracy_interval
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
 from leaderboard.formats import attack_name, radius, words
@@ -157,26 +157,21 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
 
 
 def curves_chart(row: Row, name: str) -> Chart | None:
-    """The loss of every iterative attack against its step, one seed; None where no cell holds a curve of two steps."""
-    cells = [cell for cell in row.cells if len(cell.record.loss_curve) > 2 and cell.record.seed == row.seeds[0]]
-    cells.sort(key=lambda cell: (_curve_name(cell.record), cell.record.eps or 0))
-    attacks = sorted({_curve_name(cell.record) for cell in cells})
-    lines = []
-    for cell in cells:
+    """The loss of every iterative Linf attack at each step, at its largest radius, one seed; None without any."""
+    largest: dict[str, Cell] = {}
+    for cell in row.cells:
         record = cell.record
-        same = [other.record.eps for other in cells if _curve_name(other.record) == _curve_name(record)]
-        depth = (same.index(record.eps) + 1) / len(same)
-        name_of = _curve_name(record)
-        label = f"{name_of}, ε = {radius(record.eps)}" if record.eps else name_of
-        kind = attacks.index(name_of)
-        x = tuple(float(step) for step in range(len(record.loss_curve)))
-        curve = tuple(math.nan if loss is None else loss for loss in record.loss_curve)
-        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind % 4, 1.6, 0.25 + 0.75 * depth, marked=False))
-    return loss_chart(name, "Loss at each step of the attacks", lines) if lines else None
-
-
-def _curve_name(record: Record) -> str:
-    return f"{attack_name(record.attack)}{' (' + words(knowledge(record)) + ')' if record.route else ''}"
+        if len(record.loss_curve) > 2 and record.norm == "linf" and record.seed == row.seeds[0]:
+            label = f"{attack_name(record.attack)} ({words(knowledge(record))})"
+            if label not in largest or (record.eps or 0) > (largest[label].record.eps or 0):
+                largest[label] = cell
+    lines = []
+    for kind, label in enumerate(sorted(largest)):
+        losses = largest[label].record.loss_curve
+        curve = tuple(math.nan if loss is None else loss for loss in losses)
+        x = tuple(float(step) for step in range(len(losses)))
+        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind % 4, 1.6, marked=False))
+    return loss_chart(name, "Loss at each step, at each attack's largest radius", lines) if lines else None
 
 
 def showcases(row: Row) -> tuple[Showcase, ...]:
