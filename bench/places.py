@@ -62,5 +62,4 @@ def one_line(path: Path) -> Iterator[None]:
 
 _MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
-    errno.ENOENT,
 }  # fmt: skip

@@ -166,10 +166,14 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder. Raises BenchError where nothing can be written, before any work is done for nothing."""
-        with one_line(self.root):
+        try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_atomically(self.root / ".writable", lambda file: file.write(b""))
             (self.root / ".writable").unlink()
+        except OSError as problem:
+            raise BenchError(
+                f"cannot write to {self.root}: {problem.strerror}; choose another folder with --records"
+            ) from problem
 
     def save(self, cell: Cell) -> Path:
         """Write a cell, replacing an older one of the same name; returns the path of its JSON file."""
