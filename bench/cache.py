@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import places
+from bench.record import hash_arrays
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
 CHECKSUM = "sha256"
-
-
-def _checksum(arrays: Arrays) -> str:
-    state = hashlib.sha256()
-    for name in sorted(arrays):
-        state.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
-        state.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return state.hexdigest()
 
 
 class ChunkCache:
@@ -50,7 +40,7 @@ class ChunkCache:
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            if arrays.pop(CHECKSUM).item() != _checksum(arrays):
+            if arrays.pop(CHECKSUM).item() != hash_arrays(arrays):
                 raise ValueError("the arrays were changed")
             return arrays
         except places.TORN_NPZ:
@@ -59,7 +49,7 @@ class ChunkCache:
 
     def write(self, key: str, arrays: Arrays) -> None:
         """Keep arrays under this key, at once or not at all."""
-        checked = {**arrays, CHECKSUM: np.array(_checksum(arrays))}
+        checked = {**arrays, CHECKSUM: np.array(hash_arrays(arrays))}
         places.write_atomically(self._path(key), lambda file: np.savez_compressed(file, **checked))  # type: ignore[arg-type]
 
     def drop(self, key: str) -> None:

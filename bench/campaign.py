@@ -307,7 +307,7 @@ def _expected_seconds(
         if subject.name not in scoring:
             scoring[subject.name] = _purify_seconds(subject, probe, plan) / len(probe)
         _, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
-        own = spec.track == "white_box"
+        own = spec.knows_defense
         first = backward and (own or not any(slug == spec.slug for _, slug in expected))  # the others share its images
         missing = 0
         if first:
@@ -317,15 +317,10 @@ def _expected_seconds(
             missing = sum(c.stop - c.start for c in chunks)
         unit = attacking
         if own:  # through the defense: its backward pass takes about twice its forward pass
-            eot = int(dict(spec.params).get("eot", 1)) if subject.cls.stochastic else 1
-            unit = 3 * scoring[subject.name] * eot
-        looks = scoring[subject.name] * _draws(plan.protocol, subject) * len(examples.indices)
-        expected[subject.name, spec.slug] = unit * backward * missing + looks
+            unit = 3 * scoring[subject.name] * spec.eot(stochastic=subject.cls.stochastic)
+        looks = plan.protocol.looks(stochastic=subject.cls.stochastic) * len(examples.indices)
+        expected[subject.name, spec.slug] = unit * backward * missing + scoring[subject.name] * looks
     return expected
-
-
-def _draws(asked: Protocol, subject: Subject) -> int:
-    return asked.selection_draws + asked.scoring_draws if subject.cls.stochastic else 1
 
 
 def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
@@ -367,18 +362,17 @@ def outline(asked: Plan, store: Store) -> list[str]:
         f"{asked.protocol.id}: {asked.protocol.n_examples} images of {asked.protocol.dataset} on {asked.device.type}"
     ]
     stored = {(cell.record.defense, cell.record.cell) for cell in store.cells(asked.protocol.id)}
-    shared = [spec for spec in asked.specs if spec.track != "white_box"]
-    own = [spec for spec in asked.specs if spec.track == "white_box"]
+    shared = [spec for spec in asked.specs if not spec.knows_defense]
+    own = [spec for spec in asked.specs if spec.knows_defense]
     for classifier in asked.classifiers:
         forward, backward = _rows(shared, asked.protocol)
         lines.append(
             f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
         )
-        names = [f"{classifier}.{spec.slug}.seed{asked.protocol.seed}" for spec in asked.specs]
+        names = [spec.cell(classifier, asked.protocol.seed) for spec in asked.specs]
         for name, cls in asked.defenses:
             done = sum((name, cell) in stored for cell in names)
-            looks = asked.protocol.selection_draws + asked.protocol.scoring_draws if cls.stochastic else 1
-            passes = (len(names) - done) * asked.protocol.n_examples * looks
+            passes = (len(names) - done) * asked.protocol.n_examples * asked.protocol.looks(stochastic=cls.stochastic)
             attack = _rows(own, asked.protocol, stochastic=cls.stochastic)[1]
             knowing = f", at most {attack:,} forward and backward rows of attackers who know it" if own else ""
             lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify{knowing}")
@@ -390,8 +384,8 @@ def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = Fa
     forward = backward = 0
     for spec in specs:
         ahead, back = ATTACKS[spec.attack].cost(**dict(spec.params))
-        eot = int(dict(spec.params).get("eot", 1)) if stochastic else 1
-        forward, backward = forward + ahead * eot * asked.n_examples, backward + back * eot * asked.n_examples
+        rows = spec.eot(stochastic=stochastic) * asked.n_examples
+        forward, backward = forward + ahead * rows, backward + back * rows
     return forward, backward
 
 
@@ -411,6 +405,8 @@ def clean_accuracy(
     loaded = data.load(dataset, data_root).to(place)
     net, net_weights = classifiers.trained(classifier, loaded, progress)
     subject = trained_subject(named, classifier, net, net_weights, loaded, recipe, progress)
+    if isinstance(subject.defense, Unusable):
+        raise BenchError(f"{subject.name} is {subject.defense.reason}")
     right = bare = 0
     with progress.task(f"{name} on validation", total=len(loaded.validation)) as advance, torch.no_grad():
         for start in range(0, len(loaded.validation), device.chunk_size(place)):

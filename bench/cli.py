@@ -35,6 +35,10 @@ def _starting(names: Iterable[str], typed: str) -> list[str]:
 
 
 def _complete_defense(incomplete: str) -> list[str]:
+    return _starting(plugins.installed(), incomplete)
+
+
+def _complete_defense_or_all(incomplete: str) -> list[str]:
     return _starting([*plugins.installed(), "all"], incomplete)
 
 
@@ -62,7 +66,7 @@ def _complete_kind(incomplete: str) -> list[str]:
     return _starting(LISTS, incomplete)
 
 
-Defenses = Annotated[list[str], typer.Argument(help="Names of defenses, or `all`.", autocompletion=_complete_defense)]
+Defenses = Annotated[list[str], typer.Argument(help="Names, or `all`.", autocompletion=_complete_defense_or_all)]
 DataRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that holds MNIST/raw and FashionMNIST/raw.", envvar="PURIFYBENCH_DATA"),

@@ -276,7 +276,7 @@ def fetch(
 # ---------------------------------------------------------------------------------------------- digits
 
 
-def _load_digits(data_root: Path | str | None = None) -> Dataset:
+def _load_digits() -> Dataset:
     """scikit-learn's 1,797 digits, 8x8 with 17 grey levels, enlarged to 28x28 (bilinear): 1,000 train, 297 validation,
     500 test."""
     from sklearn.datasets import load_digits
@@ -297,4 +297,4 @@ def load(name: str, data_root: Path | str | None = None) -> Dataset:
     """The data set of that name on the CPU. Raises BenchError if it is unknown, missing, truncated or corrupted."""
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS, see="purifybench list datasets")
-    return _load_digits(data_root) if name == "digits" else _load_idx(name, data_root)
+    return _load_digits() if name == "digits" else _load_idx(name, data_root)

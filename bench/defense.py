@@ -16,6 +16,7 @@ optimise, draw random numbers and have no gradient: it says so in its class attr
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import sys
@@ -145,6 +146,7 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
+@functools.cache
 def source_hash(cls: type[Defense]) -> str:
     """A hash of the code of a defense: its module, its bases' outside `bench` and torch, and all that these import from
     the same packages. Comments, docstrings and layout do not count. A cell measured with other code is measured again.

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from bench import attacks, device, draws, seeds, threat, training
+from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
 from bench.data import Split
@@ -91,7 +92,7 @@ def cell_key(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
 
 def cell_name(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
     """The name under which the store keeps a cell."""
-    return f"{subject.classifier}.{spec.slug}.seed{protocol.seed}"
+    return spec.cell(subject.classifier, protocol.seed)
 
 
 def evaluate_cell(
@@ -133,7 +134,7 @@ def evaluate_cell(
     outcomes = _outcomes(examples, attacked, scored)
     errors += _disagreement(subject, attacked, outcomes)
     curves = [images["losses"] for images in attacked if not images["failed"]]
-    losses = np.concatenate(curves, axis=1) if curves else np.empty((0, 0), np.float32)
+    curve = np.concatenate(curves, axis=1) if curves else np.empty((0, 0), np.float32)
     record = Record(
         key=key,
         protocol=protocol.id,
@@ -160,7 +161,7 @@ def evaluate_cell(
         error="; ".join(dict.fromkeys(errors))[:2000],
         forward_rows=int(sum(images["rows"][0] for images in attacked)),
         backward_rows=int(sum(images["rows"][1] for images in attacked)),
-        loss_curve=_rounded(losses.mean(axis=1)) if losses.size else (),
+        loss_curve=_rounded(curve.mean(axis=1)) if curve.size else (),
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
@@ -181,7 +182,7 @@ def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> 
 def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
     """The key of a chunk of attacked images. Where the attacker sees the classifier alone, no defense is in it, so all
     defenses share the images; else it is the cell's own."""
-    if spec.track == "white_box":
+    if spec.knows_defense:
         return _chunk_key("images", (LAYOUT, cell_key(subject, protocol, spec)), examples, chunk)
     what = (LAYOUT, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
     return _chunk_key("images", what, examples, chunk)
@@ -210,7 +211,7 @@ def attacked_images(
         with untouched(subject.defense.classifier), training.global_seed(seeds.derive(key)):
             result = attacks.get(spec.attack)(target, clean.images, clean.labels, draws=noise, **settings)
     except (Exception, SystemExit) as problem:
-        if spec.track != "white_box" and subject.attacked_weights == subject.classifier_weights:
+        if not spec.knows_defense and subject.attacked_weights == subject.classifier_weights:
             raise  # no code of the defense was run
         never = torch.full_like(clean.labels, -1)
         result = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
@@ -220,8 +221,8 @@ def attacked_images(
     return found, ""
 
 
-def _rounded(losses: NDArray[np.float32]) -> tuple[float | None, ...]:
-    return tuple(float(f"{loss:.6g}") if math.isfinite(loss) else None for loss in losses)
+def _rounded(curve: NDArray[np.float32]) -> tuple[float | None, ...]:
+    return tuple(float(f"{loss:.6g}") if math.isfinite(loss) else None for loss in curve)
 
 
 def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) -> Arrays:
@@ -243,11 +244,10 @@ def _noise(protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slic
 
 
 def _target(subject: Subject, protocol: Protocol, spec: AttackSpec, chunk: slice) -> threat.Target:
-    if spec.track != "white_box":
+    if not spec.knows_defense:
         return threat.gray_box(subject.attacked)
-    eot = int(dict(spec.params).get("eot", 1))
     seed_parts = (protocol.seed, "attacked draws", subject.name, spec.slug, chunk.start)
-    return threat.white_box(subject.defense, spec.route, eot=eot, seed_parts=seed_parts)
+    return threat.white_box(subject.defense, spec.route, eot=spec.eot(stochastic=True), seed_parts=seed_parts)
 
 
 def _all_wrong(score: Arrays) -> Arrays:
@@ -360,7 +360,7 @@ def _score_chunk(
                     error = "purified images or logits were not finite, or left [0, 1]"
                 found = torch.where(broken, -1, logits.argmax(dim=1))
                 right += found == clean.labels
-                margin += _margin(logits, clean.labels) / n_draws
+                margin += losses.true_gap(logits, clean.labels) / n_draws
                 if draw == 0:
                     predicted, shown = found, purified
     except (Exception, SystemExit) as problem:  # whatever a defense does wrong, it never gains by it
@@ -379,13 +379,6 @@ def _score_chunk(
         "exhibits": torch.stack([_bytes(x[:first]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
     }
     return score, error
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """True logit minus the best other, (N,)."""
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return true - others.amax(dim=1)
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -52,6 +52,19 @@ class AttackSpec:
         radius = f".{self.norm}-{self.eps:g}" if self.norm and self.eps is not None else ""
         return f"{self.track}.{self.attack}{route}{radius}"
 
+    @property
+    def knows_defense(self) -> bool:
+        """Whether the attacker sees the defense: such images belong to one defense, all others are shared."""
+        return self.track == "white_box"
+
+    def eot(self, *, stochastic: bool) -> int:
+        """The draws that each step of the attack averages over: 1 for a deterministic defense."""
+        return int(dict(self.params).get("eot", 1)) if stochastic else 1
+
+    def cell(self, classifier: str, seed: int) -> str:
+        """The name of the cell in which a classifier is attacked so, from one seed."""
+        return f"{classifier}.{self.slug}.seed{seed}"
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -93,6 +106,10 @@ class Protocol:
     def hash(self) -> str:
         """A sha256 over everything that decides a number (`purpose` is prose and left out)."""
         return seeds.digest({**dataclasses.asdict(self), "purpose": ""})
+
+    def looks(self, *, stochastic: bool) -> int:
+        """How often each attacked image is shown to a defense to score it."""
+        return self.selection_draws + self.scoring_draws if stochastic else 1
 
     @property
     def tracks(self) -> tuple[str, ...]:
@@ -148,15 +165,14 @@ _FASHION_RADII = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2)
 def _draft(
     dataset: str, n_examples: int, radii: tuple[float, ...], l2: tuple[float, ...], *, ranked: bool
 ) -> list[Protocol]:
-    short = {"digits": "digits", "mnist": "mnist", "fmnist": "fmnist"}[dataset]
     kept = tuple(radii[i] for i in (1, 3, 4))
     full = Protocol(
-        id=f"{short}-v1-draft", dataset=dataset, n_examples=n_examples, attacks=_draft_attacks(radii, l2),
+        id=f"{dataset}-v1-draft", dataset=dataset, n_examples=n_examples, attacks=_draft_attacks(radii, l2),
         linf_radii=radii, l2_radii=l2, ranked=ranked,
         purpose="Draft: white-box attacks of 20 steps from one start, no latent and no query attacks yet.",
     )  # fmt: skip
     quick = Protocol(
-        id=f"{short}-v1-quick-draft", dataset=dataset, n_examples=200, attacks=_draft_attacks(kept, ()),
+        id=f"{dataset}-v1-quick-draft", dataset=dataset, n_examples=200, attacks=_draft_attacks(kept, ()),
         linf_radii=kept, l2_radii=(), ranked=False,
         purpose="Smoke test of the draft on 200 images; never ranked.",
     )  # fmt: skip

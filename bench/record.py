@@ -23,7 +23,6 @@ from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec
 
-SCHEMA = 1
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 
@@ -97,11 +96,20 @@ class Record(BaseModel):
     def cell(self) -> str:
         """The file's name without `.json`: unique among the cells of one defense under one protocol."""
         spec = AttackSpec(self.attack, self.track, self.norm, self.eps, route=self.route)  # type: ignore[arg-type]
-        return f"{self.classifier}.{spec.slug}.seed{self.seed}"
+        return spec.cell(self.classifier, self.seed)
 
     def lasting(self) -> dict[str, Any]:
         """The record without its `run` block: what a repeated run on the same machine reproduces byte for byte."""
         return self.model_dump(mode="json", exclude={"run"})
+
+
+def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The sha256 over names, types, shapes and bytes of arrays, in the order given."""
+    state = hashlib.sha256()
+    for name, array in arrays.items():
+        state.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,7 @@ class Outcomes:
 
     def sha256(self) -> str:
         """A hash over names, types, shapes and bytes of all arrays."""
-        state = hashlib.sha256()
-        for name, array in self.arrays().items():
-            state.update(f"{name}{array.dtype.str}{array.shape}".encode())
-            state.update(np.ascontiguousarray(array).tobytes())
-        return state.hexdigest()
+        return hash_arrays(self.arrays())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name."""

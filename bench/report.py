@@ -73,8 +73,9 @@ def details(cells: Sequence[Cell]) -> Table:
     for cell in cells:
         record, outcomes = cell.record, cell.outcomes
         budget = f"{record.norm} {record.eps:g}" if record.norm and record.eps is not None else "–"
+        track = f"{record.track} {record.route}".strip()
         table.add_row(
-            record.track, record.attack, budget, accuracy(cell), f"{np.median(outcomes.linf):.3f}",
+            track, record.attack, budget, accuracy(cell), f"{np.median(outcomes.linf):.3f}",
             f"{np.median(outcomes.l2):.2f}", f"{record.forward_rows:,}", f"{record.backward_rows:,}",
             record.status if record.status == "ok" else f"failed: {record.error}",
         )  # fmt: skip
@@ -104,4 +105,4 @@ def comparison(first: Sequence[Cell], second: Sequence[Cell]) -> Table:
 
 
 def _caveat(protocol: Protocol) -> str:
-    return f"{protocol.purpose}" if not protocol.ranked or protocol.is_draft else ""
+    return protocol.purpose if not protocol.ranked or protocol.is_draft else ""

@@ -23,7 +23,8 @@ from bench.errors import unknown
 class Target:
     """Logits of images (N, C, H, W) for an attacker, (N, K) or (draws, N, K), with every row counted both ways.
 
-    The forward pass builds a graph only where the images require a gradient. `forward_rows` and `backward_rows` are
+    The forward pass builds a graph only where the images require a gradient, and works on a copy: a model that writes
+    to its input does not write to the attack's images. `forward_rows` and `backward_rows` are
     what an attack has spent: the units of its cost.
     """
 
@@ -33,7 +34,7 @@ class Target:
         self.backward_rows = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        logits = self._logits(images)
+        logits = self._logits(images.clone())
         self.forward_rows += logits.shape[:-1].numel()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]

@@ -245,3 +245,27 @@ def test_twenty_attacks_that_do_nothing_leave_a_random_defense_its_true_accuracy
     assert low <= 0.764 <= high
     naive = np.min([cell.outcomes.correct for cell in cells], axis=0).mean()
     assert naive < 0.62
+
+
+class NaNUnderAttack(Fake):
+    """Logits that are not a number wherever somebody wants a gradient, so that no loss compares."""
+
+    differentiable = True
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.classifier(images) * (torch.nan if images.requires_grad else 1.0)
+
+
+def test_nan_under_attack_gains_nothing(tmp_path):
+    """An attack counts NaN as broken, as scoring does; where scoring then sees a right answer, the cell is voided."""
+    record = measure(NaNUnderAttack, tmp_path)["autograd"].record
+    assert record.status == "failed" and "it is not one function" in record.error
+
+
+def test_a_model_that_writes_to_its_input_does_not_move_the_attacks_images():
+    images = checks.sixteen_digits()
+    before = images.clone()
+    target = threat.gray_box(lambda x: x.mul_(0).flatten(1)[:, :10])
+    with torch.no_grad():
+        target(images)
+    assert torch.equal(images, before)

@@ -68,7 +68,8 @@ def look(logits: Logits, images: Tensor, labels: Tensor, loss: losses.Loss, last
     """Send images through the model and back.
 
     Where the model has no gradient, or one that is not finite, it is zero: the attack then stays where it started, and
-    whoever reads its loss curve sees it. At the `last` look no gradient is computed.
+    whoever reads its loss curve sees it. Where its logits are not finite the image is broken, as scoring counts it, and
+    its loss is infinite. At the `last` look no gradient is computed.
     """
     with torch.set_grad_enabled(not last):
         attacked = images.detach().requires_grad_(not last)
@@ -78,7 +79,9 @@ def look(logits: Logits, images: Tensor, labels: Tensor, loss: losses.Loss, last
     if value.requires_grad:
         (gradient,) = torch.autograd.grad(value.sum(), attacked, allow_unused=True)
     known = torch.zeros_like(images) if gradient is None else torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-    return Look(value.detach(), known, losses.is_broken(scores.detach(), labels), scores.ndim == 2)
+    lost = ~value.detach().isfinite()
+    reached = torch.where(lost, torch.inf, value.detach())
+    return Look(reached, known, losses.is_broken(scores.detach(), labels) | lost, scores.ndim == 2)
 
 
 def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:

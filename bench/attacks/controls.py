@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits
+from bench.attacks import Attacked, Logits, balls
 from bench.draws import ImageDraws
 
 
@@ -16,8 +16,7 @@ def none(logits: Logits, images: Tensor, labels: Tensor, *, draws: ImageDraws) -
 
 def uniform_noise(logits: Logits, images: Tensor, labels: Tensor, *, eps: float, draws: ImageDraws) -> Attacked:
     """Uniform noise in the Linf ball of radius `eps`, clipped to [0, 1]: a defense that it breaks is merely fragile."""
-    noise = draws.uniform(*images.shape[1:]).mul_(2).sub_(1).to(images.dtype)
-    return _unlearned(torch.clamp(torch.clamp(images + eps * noise, images - eps, images + eps), 0, 1), labels)
+    return _unlearned(balls.get("linf").start(images, eps, draws), labels)
 
 
 def _unlearned(images: Tensor, labels: Tensor) -> Attacked:
