@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from bench.attacks import losses
 from bench.catalog import ATTACKS
+from bench.draws import ImageDraws
 from bench.errors import unknown
 
 Logits = Callable[[Tensor], Tensor]
@@ -34,12 +35,32 @@ class Attacked:
     `images` (N, C, H, W); `losses` (steps + 1, N), the loss before each step and after the last; `step_of_success`
     int64 (N,), the first step after which the attacked model was wrong, 0 if it was wrong before any, -1 if never;
     `broken` (N,) which of the returned images the attack itself saw misclassified, for attacks that keep track.
+    `blocked` float (N,), for attacks that use gradients, is evidence of masked ones: the share of an image's looks at
+    which its gradient was zero everywhere, missing or not finite; `looks` (N,) is of how many. Looks count while the
+    image was in the batch and not yet broken; the share of none is 0.
     """
 
     images: Tensor
     losses: Tensor
     step_of_success: Tensor
     broken: Tensor | None = None
+    blocked: Tensor | None = None
+    looks: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Attacked:
+        """What was made of the images at the indices `rows`."""
+        return Attacked(*(None if batch is None else batch.index_select(dim, rows) for batch, dim in self._batches()))  # type: ignore[arg-type]
+
+    def with_rows(self, rows: Tensor, other: Attacked) -> Attacked:
+        """This, with what was made of the images at the indices `rows` replaced by `other`."""
+        pairs = zip(self._batches(), other._batches(), strict=True)
+        return Attacked(
+            *(None if old is None or new is None else old.index_copy(dim, rows, new) for (old, dim), (new, _) in pairs)  # type: ignore[arg-type]
+        )
+
+    def _batches(self) -> Iterator[tuple[Tensor | None, int]]:
+        """Every field with the dimension along which its images lie."""
+        return ((getattr(self, field.name), int(field.name == "losses")) for field in fields(self))
 
 
 def get(name: str) -> Callable[..., Attacked]:
@@ -56,32 +77,115 @@ class Look:
     """What one forward and backward pass told: loss (N,), gradient (N, C, H, W), whether each image is broken (N,).
 
     `certain` is False where the model answered with draws: then one look proves nothing, and only losses compare.
+    `draws` is the number of those answers for each image.
+    `blocked` (N,) is True where the gradient was zero everywhere, missing or not finite; None where none was asked for.
     """
 
     loss: Tensor
     gradient: Tensor
     broken: Tensor
     certain: bool
+    blocked: Tensor | None
+    draws: int = 1
 
 
-def look(logits: Logits, images: Tensor, labels: Tensor, loss: losses.Loss, last: bool = False) -> Look:
-    """Send images through the model and back.
+def look(
+    logits: Logits,
+    images: Tensor,
+    labels: Tensor,
+    loss: losses.Loss,
+    last: bool = False,
+    target: Tensor | None = None,
+) -> Look:
+    """Send images through the model and back; `target` (N,) is the wrong class that a targeted loss aims at.
 
     Where the model has no gradient, or one that is not finite, it is zero: the attack then stays where it started, and
-    whoever reads its loss curve sees it. Where its logits are not finite the image is broken, as scoring counts it, and
-    its loss is infinite. At the `last` look no gradient is computed.
+    whoever reads `blocked` or its loss curve sees it. Where its logits are not finite the image is broken, as scoring
+    counts it, and its loss is infinite. The draws of a random model have the same say, whatever the scale of their
+    logits. At the `last` look no gradient is computed.
     """
     with torch.set_grad_enabled(not last):
         attacked = images.detach().requires_grad_(not last)
         scores = logits(attacked)
-        value = losses.mean_over_draws(loss(scores, labels))
+        even = scores if scores.ndim == 2 else losses.evened(scores)
+        value = losses.mean_over_draws(loss(even, labels) if target is None else loss(even, labels, target))
+    gradient = gradient_of(value, attacked)
+    lost = ~value.detach().isfinite()
+    return Look(
+        torch.where(lost, torch.inf, value.detach()),
+        torch.nan_to_num(gradient, posinf=0.0, neginf=0.0),
+        losses.is_broken(scores.detach(), labels) | lost,
+        scores.ndim == 2,
+        None if last else is_blocked(gradient),
+        scores.shape[:-2].numel(),
+    )
+
+
+def wrong_classes(logits: Logits, images: Tensor, labels: Tensor) -> Tensor:
+    """The wrong classes of each image, (N, K - 1), likeliest first by its logits (with draws: by their mean)."""
+    with torch.no_grad():
+        scores = losses.without(logits(images), labels)  # (N, K) or (draws, N, K)
+    scores = scores if scores.ndim == 2 else scores.mean(dim=0)
+    return scores.argsort(dim=1, descending=True)[:, :-1]
+
+
+def chosen(order: Tensor, targets: int, first_target: int) -> Tensor:
+    """`targets` of the wrong classes in `order`, or as many as there are, from the `first_target`-th on: (N, targets).
+
+    Raises ValueError if there is no such class.
+    """
+    if not 1 <= first_target <= order.shape[1]:
+        raise ValueError(f"first_target must be from 1 to {order.shape[1]}, the wrong classes, got {first_target}")
+    return order[:, first_target - 1 :][:, :targets]
+
+
+def gradient_of(value: Tensor, images: Tensor, keep_graph: bool = False) -> Tensor:
+    """The gradient of each image's value (N,) at the image, (N, C, H, W), as it is; zero where there is none."""
     gradient = None
     if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value.sum(), attacked, allow_unused=True)
-    known = torch.zeros_like(images) if gradient is None else torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-    lost = ~value.detach().isfinite()
-    reached = torch.where(lost, torch.inf, value.detach())
-    return Look(reached, known, losses.is_broken(scores.detach(), labels) | lost, scores.ndim == 2)
+        (gradient,) = torch.autograd.grad(value.sum(), images, retain_graph=keep_graph, allow_unused=True)
+    return torch.zeros_like(images) if gradient is None else gradient
+
+
+def is_blocked(gradient: Tensor) -> Tensor:
+    """Which gradients (N, ...) lead nowhere, (N,): zero everywhere or not finite somewhere."""
+    size = gradient.flatten(1).abs().sum(dim=1)
+    return (size == 0) | ~size.isfinite()
+
+
+@dataclass
+class PerImage:
+    """What an attack remembers of each image still in the batch: every field's first dimension is the image's.
+
+    `row` is the image's place in the batch at the start.
+    """
+
+    row: Tensor
+
+    def rows(self, keep: Tensor) -> Self:
+        """The state of a subset of the images (mask or indices)."""
+        return type(self)(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+
+class Watch:
+    """Counts the looks at each image of a batch until it is broken, and those at which its gradient was blocked."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.looks = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        self._blocked = torch.zeros_like(self.looks)
+
+    def note(self, rows: Tensor, broken: Tensor, blocked: Tensor | None) -> None:
+        """What a look told of the images at the indices `rows`; one without a gradient is not counted."""
+        self._broken[rows] |= broken
+        if blocked is not None:
+            unbroken = ~self._broken[rows]
+            self.looks[rows] += unbroken
+            self._blocked[rows] += unbroken & blocked
+
+    def share(self) -> Tensor:
+        """The share of looks at which the gradient was blocked, float32 (N,)."""
+        return self._blocked / self.looks.clamp(min=1)
 
 
 def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -92,14 +196,41 @@ def where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 def better_of(first: Attacked, second: Attacked) -> Attacked:
     """Per image the run whose returned image is broken (where that is told), else the one that reached the higher loss.
 
-    The step of success is the first run's if it had one.
+    The step of success is the first run's if it had one; then the second run's looks count for nothing.
     """
     take = second.losses.amax(dim=0) > first.losses.amax(dim=0)
     if first.broken is not None and second.broken is not None:
         take = (second.broken & ~first.broken) | ((first.broken == second.broken) & take)
+    blocked, looks = first.blocked, first.looks
+    if blocked is not None and looks is not None and second.blocked is not None and second.looks is not None:
+        more = torch.where(first.step_of_success < 0, second.looks, 0)
+        blocked = (blocked * looks + second.blocked * more) / (looks + more).clamp(min=1)
+        looks = looks + more
     return Attacked(
         where(take, second.images, first.images),
         torch.where(take, second.losses, first.losses),
         torch.where(first.step_of_success < 0, second.step_of_success, first.step_of_success),
         None if first.broken is None or second.broken is None else first.broken | second.broken,
+        blocked,
+        looks,
     )
+
+
+def in_turn(
+    runs: Iterable[Callable[[Tensor, ImageDraws], Attacked]], n: int, draws: ImageDraws, stop_when_broken: bool
+) -> Attacked:
+    """The better of several runs, image by image; a run takes the indices of the images it attacks, and their draws.
+
+    With `stop_when_broken` a run sees only those of the `n` images that no run before it saw broken.
+    """
+    rows, best = torch.arange(n, device=draws.seeds.device), None
+    for run in runs:
+        found = run(rows, draws)
+        best = found if best is None else best.with_rows(rows, better_of(best.rows(rows), found))
+        if stop_when_broken and best.broken is not None:
+            left = ~best.broken[rows]
+            rows, draws = rows[left], draws.rows(left)
+            if not len(rows):
+                break
+    assert best is not None
+    return best

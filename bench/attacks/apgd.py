@@ -1,17 +1,19 @@
 """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1): gradient ascent whose step size needs no tuning.
 
 The step is halved, and the search returns to the best point, wherever progress over a window of steps was poor. Ours
-is batched over restarts, keeps each image's state apart, and keeps a broken image before one of higher loss.
+keeps each image's state apart, and keeps a broken image before one of higher loss. `apgd` raises a loss, `apgd_t` aims
+at one wrong class after another.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits, balls, better_of, look, losses, where
+from bench.attacks import Attacked, Logits, PerImage, Watch, balls, chosen, in_turn, look, losses, where, wrong_classes
 from bench.draws import ImageDraws
 
 MOMENTUM = 0.75  # weight of the new step against the last one
@@ -29,21 +31,61 @@ def apgd(
     loss: str = "cross_entropy",
     steps: int = 100,
     restarts: int = 1,
+    stop_when_broken: bool = False,
 ) -> Attacked:
     """Auto-PGD in the "linf" or "l2" ball with any loss of bench.attacks.losses, from `restarts` random starts.
 
     `logits` may return (draws, N, K) for a random defense. Each image's best iterate is returned: a broken one before
     an unbroken one, then the one of higher loss (with draws: the higher mean loss alone, as one lucky draw proves
-    nothing). Raises ValueError for eps < 0, steps < 1, restarts < 1 or an unknown norm.
+    nothing). With `stop_when_broken` an image leaves the batch with the iterate that broke it, nothing more is sent
+    through the model for it, and its last loss is repeated; which images are broken stays the same. It has no effect
+    with draws. Raises ValueError for eps < 0, steps < 1, restarts < 1 or an unknown norm.
     """
     if eps < 0 or steps < 1 or restarts < 1:
         raise ValueError(f"apgd needs eps >= 0, steps >= 1 and restarts >= 1, got {eps}, {steps}, {restarts}")
-    ball = balls.get(norm)
-    runs = (
-        _ascend(logits, images, labels, eps, ball, losses.get(loss), ball.start(images, eps, draws), steps)
-        for _ in range(restarts)
-    )
-    return functools.reduce(better_of, runs)
+    raised = losses.get(loss)
+
+    def run(rows: Tensor, noise: ImageDraws) -> Attacked:
+        return _ascend(
+            logits, images[rows], labels[rows], None, eps, balls.get(norm), raised, noise, steps, stop_when_broken
+        )
+
+    return in_turn([run] * restarts, len(images), draws, stop_when_broken)
+
+
+def apgd_t(
+    logits: Logits,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    draws: ImageDraws,
+    norm: str = "linf",
+    steps: int = 100,
+    targets: int = 9,
+    first_target: int = 1,
+    stop_when_broken: bool = False,
+) -> Attacked:
+    """Auto-PGD on the targeted DLR loss: a run of `steps` for each of the `targets` likeliest wrong classes.
+
+    The wrong classes are ordered by the logits of the clean image (with draws: their mean), and tried from the
+    `first_target`-th on; there are fewer runs where there are fewer classes. With 2 or 3 classes, for which the
+    targeted DLR is not defined, the targeted margin takes its place. What is returned, and `stop_when_broken`, are as
+    in `apgd`. Raises ValueError for eps < 0, steps < 1, targets < 1, a first target that does not exist or an unknown
+    norm.
+    """
+    if eps < 0 or steps < 1 or targets < 1:
+        raise ValueError(f"apgd_t needs eps >= 0, steps >= 1 and targets >= 1, got {eps}, {steps}, {targets}")
+    order = wrong_classes(logits, images, labels)  # (N, K - 1)
+    loss = losses.targeted_margin if order.shape[1] < 3 else losses.targeted_dlr
+
+    def run(aim: Tensor, rows: Tensor, noise: ImageDraws) -> Attacked:
+        return _ascend(
+            logits, images[rows], labels[rows], aim[rows], eps, balls.get(norm), loss, noise, steps, stop_when_broken
+        )
+
+    runs = [functools.partial(run, aim) for aim in chosen(order, targets, first_target).T]
+    return in_turn(runs, len(images), draws, stop_when_broken)
 
 
 def _windows(steps: int) -> set[int]:
@@ -57,53 +99,90 @@ def _windows(steps: int) -> set[int]:
     return ends
 
 
+@dataclass
+class _Search(PerImage):
+    centre: Tensor
+    labels: Tensor
+    target: Tensor
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor
+    loss: Tensor
+    top: Tensor  # the highest loss, where it was reached and its gradient: where a poor window returns to
+    top_images: Tensor
+    top_gradient: Tensor
+    kept: Tensor  # what is returned
+    kept_loss: Tensor
+    kept_broken: Tensor
+    step_size: Tensor
+    raised: Tensor  # steps of this window that raised the loss
+    halved: Tensor  # whether the last window halved the step size
+    checked_top: Tensor  # the highest loss at the end of the last window
+
+
 def _ascend(
     logits: Logits,
     images: Tensor,
     labels: Tensor,
+    target: Tensor | None,
     eps: float,
     ball: balls.Ball,
     loss: losses.Loss,
-    start: Tensor,
+    draws: ImageDraws,
     steps: int,
+    stop_when_broken: bool,
 ) -> Attacked:
     n, device = len(images), images.device
-    current, previous = start, start
-    seen = look(logits, current, labels, loss)
-    gradient = seen.gradient
+    start, everyone, watch = ball.start(images, eps, draws), torch.arange(n, device=device), Watch(images)
+    seen = look(logits, start, labels, loss, target=target)
+    watch.note(everyone, seen.broken, seen.blocked)
+    success = torch.where(seen.broken, 0, torch.full_like(labels, -1))
     curve = torch.empty(steps + 1, n, device=device, dtype=images.dtype)
     curve[0] = seen.loss
-    success = torch.where(seen.broken, 0, torch.full_like(labels, -1))
-    top, top_images, top_gradient = seen.loss, current, gradient  # the highest loss: where a poor window returns to
-    kept, kept_loss, kept_broken = current, seen.loss, seen.broken & seen.certain  # what is returned
-    step_size = torch.full((n,), 2 * eps, device=device, dtype=images.dtype)
-    raised = torch.zeros(n, device=device, dtype=images.dtype)
-    halved = torch.ones(n, dtype=torch.bool, device=device)
-    checked_at, checked_top = 0, top
-    windows = _windows(steps)
+    found, found_broken = images.clone(), torch.zeros(n, dtype=torch.bool, device=device)
+    s = _Search(
+        row=everyone, centre=images, labels=labels, target=labels if target is None else target,
+        current=start, previous=start, gradient=seen.gradient, loss=seen.loss,
+        top=seen.loss, top_images=start, top_gradient=seen.gradient,
+        kept=start, kept_loss=seen.loss, kept_broken=seen.broken & seen.certain,
+        step_size=torch.full_like(seen.loss, 2 * eps), raised=torch.zeros_like(seen.loss),
+        halved=torch.ones_like(seen.broken), checked_top=seen.loss,
+    )  # fmt: skip
+    checked_at, windows = 0, _windows(steps)
     for step in range(1, steps + 1):
-        ahead = ball.project(ball.step(current, gradient, step_size), images, eps)
+        if stop_when_broken:
+            done = s.kept_broken
+            found[s.row[done]], found_broken[s.row[done]] = s.kept[done], True
+            s = s.rows(~done)
+        curve[step] = curve[step - 1]
+        if not len(s.row):
+            continue
+        ahead = ball.project(ball.step(s.current, s.gradient, s.step_size), s.centre, eps)
         if step > 1:
-            ahead = current + MOMENTUM * (ahead - current) + (1 - MOMENTUM) * (current - previous)
-            ahead = ball.project(ahead, images, eps)
-        current, previous = ahead, current
-        seen = look(logits, current, labels, loss, last=step == steps)
-        gradient = seen.gradient
-        curve[step] = seen.loss
-        raised += seen.loss > curve[step - 1]
-        success = torch.where((success < 0) & seen.broken, step, success)
+            ahead = s.current + MOMENTUM * (ahead - s.current) + (1 - MOMENTUM) * (s.current - s.previous)
+            ahead = ball.project(ahead, s.centre, eps)
+        s.current, s.previous = ahead, s.current
+        aim = None if target is None else s.target
+        seen = look(logits, s.current, s.labels, loss, last=step == steps, target=aim)
+        watch.note(s.row, seen.broken, seen.blocked)
+        curve[step, s.row] = seen.loss
+        success[s.row] = torch.where((success[s.row] < 0) & seen.broken, step, success[s.row])
+        s.raised += seen.loss > s.loss
+        s.loss, s.gradient = seen.loss, seen.gradient
         broken = seen.broken & seen.certain
-        better = (broken & ~kept_broken) | ((broken == kept_broken) & (seen.loss > kept_loss))
-        kept, kept_loss = where(better, current, kept), torch.where(better, seen.loss, kept_loss)
-        kept_broken = kept_broken | broken
-        higher = seen.loss > top
-        top, top_images = torch.where(higher, seen.loss, top), where(higher, current, top_images)
-        top_gradient = where(higher, gradient, top_gradient)
+        better = (broken & ~s.kept_broken) | ((broken == s.kept_broken) & (seen.loss > s.kept_loss))
+        s.kept, s.kept_loss = where(better, s.current, s.kept), torch.where(better, seen.loss, s.kept_loss)
+        s.kept_broken = s.kept_broken | broken
+        higher = seen.loss > s.top
+        s.top, s.top_images = torch.where(higher, seen.loss, s.top), where(higher, s.current, s.top_images)
+        s.top_gradient = where(higher, s.gradient, s.top_gradient)
         if step in windows:
-            stuck = ~halved & (checked_top >= top)
-            halved = (raised <= OSCILLATION * (step - checked_at)) | stuck
-            step_size = torch.where(halved, step_size / 2, step_size)
-            current, gradient = where(halved, top_images, current), where(halved, top_gradient, gradient)
-            checked_at, checked_top = step, top
-            raised = torch.zeros_like(raised)
-    return Attacked(kept.clone(), curve, success, kept_broken)
+            stuck = ~s.halved & (s.checked_top >= s.top)
+            s.halved = (s.raised <= OSCILLATION * (step - checked_at)) | stuck
+            s.step_size = torch.where(s.halved, s.step_size / 2, s.step_size)
+            s.current = where(s.halved, s.top_images, s.current)
+            s.gradient = where(s.halved, s.top_gradient, s.gradient)
+            checked_at, s.checked_top = step, s.top
+            s.raised = torch.zeros_like(s.raised)
+    found[s.row], found_broken[s.row] = s.kept, s.kept_broken
+    return Attacked(found, curve, success, found_broken, watch.share(), watch.looks)

@@ -1,11 +1,11 @@
-"""FGSM and PGD: steps of fixed size up the loss, projected to the ball after each (one loop for both)."""
+"""FGSM, R-FGSM and PGD: steps of fixed size up the loss, projected to the ball after each (one loop for both)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits, balls, better_of, look, losses, where
+from bench.attacks import Attacked, Logits, Watch, balls, better_of, look, losses, where
 from bench.draws import ImageDraws
 
 
@@ -15,6 +15,21 @@ def fgsm(logits: Logits, images: Tensor, labels: Tensor, *, eps: float, draws: I
     The stepped image is returned even where its loss is lower, as published. Deterministic: `draws` is not used.
     """
     return _ascend(logits, images, labels, eps, balls.get("linf"), losses.cross_entropy, images, 1, eps, False)
+
+
+def r_fgsm(
+    logits: Logits, images: Tensor, labels: Tensor, *, eps: float, draws: ImageDraws, alpha: float = 0.05
+) -> Attacked:
+    """FGSM of size `eps` - `alpha` from a random corner of the ball of `alpha` (Tramer et al. 2018, arXiv:1705.07204).
+
+    The noise enters by its sign, so the image stays within `eps`. Raises ValueError unless 0 <= alpha <= eps.
+    """
+    if not 0 <= alpha <= eps:
+        raise ValueError(f"r_fgsm needs 0 <= alpha <= eps, got alpha = {alpha}, eps = {eps}")
+    ball = balls.get("linf")
+    noise = draws.normal(*images.shape[1:]).to(images.dtype)
+    start = ball.project(images + alpha * noise.sign(), images, alpha)
+    return _ascend(logits, images, labels, eps, ball, losses.cross_entropy, start, 1, eps - alpha, False)
 
 
 def pgd(
@@ -68,9 +83,11 @@ def _ascend(
     kept, kept_value = current, torch.full_like(sizes, -torch.inf)
     curve = torch.empty(steps + 1, len(images), device=images.device, dtype=images.dtype)
     success = torch.full_like(labels, -1)
+    everyone, watch = torch.arange(len(images), device=images.device), Watch(images)
     for step in range(steps + 1):
         last = step == steps
         seen = look(logits, current, labels, loss, last)
+        watch.note(everyone, seen.broken, seen.blocked)
         curve[step] = seen.loss
         success = torch.where((success < 0) & seen.broken, step, success)
         if keep_worst or last:
@@ -78,4 +95,4 @@ def _ascend(
             kept, kept_value = where(higher, current, kept), torch.where(higher, seen.loss, kept_value)
         if not last:
             current = ball.project(ball.step(current, seen.gradient, sizes), images, eps)
-    return Attacked(kept.clone(), curve, success)
+    return Attacked(kept.clone(), curve, success, blocked=watch.share(), looks=watch.looks)
