@@ -30,8 +30,9 @@ CLASSIFIERS: Mapping[str, str] = MappingProxyType(
 class AttackInfo:
     """Where an attack lives (`module:function`), its version (part of every cell's key), and what it is.
 
-    `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw. `fixed` are
-    the function's arguments that make this attack out of it.
+    `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
+    image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
+    make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball.
     """
 
     function: str
@@ -41,6 +42,7 @@ class AttackInfo:
     paper: str
     cost: Callable[..., tuple[int, int]]
     fixed: Mapping[str, str] = field(default_factory=dict)
+    minimum_norm: bool = False
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -52,6 +54,32 @@ def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
     return cost
 
 
+def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then a run for each wrong class."""
+    forward, backward = _iterative(steps)(restarts=targets)
+    return 1 + forward, backward
+
+
+def _square(queries: int = 5000, **other: object) -> tuple[int, int]:
+    """The clean image and every query; fewer where broken images leave the batch."""
+    return queries + 1, 0
+
+
+def _spsa(steps: int = 100, samples: int = 128, **other: object) -> tuple[int, int]:
+    """A look at the start and after each step, and two queries a direction; fewer where broken images leave."""
+    return steps * (2 * samples + 1) + 1, 0
+
+
+def _boundary(steps: int = 100, restarts: int = 1, classes: int = 10, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then two a step, with a backward pass for each wrong class."""
+    return 1 + restarts * 2 * steps, restarts * steps * (classes - 1)
+
+
+def _targeted_boundary(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then for each wrong class two a step, one of them with a backward pass."""
+    return 1 + targets * 2 * steps, targets * steps
+
+
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
     {
         "none": AttackInfo(
@@ -59,6 +87,14 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         ),
         "uniform_noise": AttackInfo(
             "bench.attacks.controls:uniform_noise", 1, ("linf",), "Uniform noise, a control without any knowledge", "",
+            cost=lambda **_: (0, 0),
+        ),
+        "shift": AttackInfo(
+            "bench.attacks.controls:shift", 1, (), "Moved by one pixel, a control without any knowledge", "",
+            cost=lambda **_: (0, 0),
+        ),
+        "rotate": AttackInfo(
+            "bench.attacks.controls:rotate", 1, (), "Turned by 5 degrees, a control without any knowledge", "",
             cost=lambda **_: (0, 0),
         ),
         "fgsm": AttackInfo(
@@ -76,6 +112,27 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "apgd_margin": AttackInfo(
             "bench.attacks.apgd:apgd", 1, ("linf", "l2"), "Auto-PGD on the margin of the logits",
             "https://arxiv.org/abs/2003.01690", cost=_iterative(100), fixed={"loss": "margin"},
+        ),
+        "apgd_t": AttackInfo(
+            "bench.attacks.apgd:apgd_t", 1, ("linf", "l2"), "Auto-PGD on the targeted DLR (Croce and Hein 2020)",
+            "https://arxiv.org/abs/2003.01690", cost=_targeted,
+        ),
+        "fab": AttackInfo(
+            "bench.attacks.fab:fab", 1, ("linf", "l2"), "Fast adaptive boundary attack (Croce and Hein 2020)",
+            "https://arxiv.org/abs/1907.02044", cost=_boundary, minimum_norm=True,
+        ),
+        "fab_t": AttackInfo(
+            "bench.attacks.fab:fab_t", 1, ("linf", "l2"), "Fast adaptive boundary attack, one class after another",
+            "https://arxiv.org/abs/1907.02044", cost=_targeted_boundary, minimum_norm=True,
+        ),
+        "square": AttackInfo(
+            "bench.attacks.square:square", 1, ("linf", "l2"),
+            "Square Attack, random search on scores (Andriushchenko et al. 2020)",
+            "https://arxiv.org/abs/1912.00049", cost=_square,
+        ),
+        "spsa": AttackInfo(
+            "bench.attacks.spsa:spsa", 1, ("linf",), "SPSA, gradients estimated from scores (Uesato et al. 2018)",
+            "https://arxiv.org/abs/1802.05666", cost=_spsa,
         ),
     }
 )  # fmt: skip

@@ -263,7 +263,6 @@ def check_surrogate_has_the_true_value(cls: type[Defense], images: Tensor) -> No
             cls.differentiable,
             f"{cls.__name__} overrides logits: override surrogate_logits too, or declare differentiable = True",
         )
-        return
     defense = _build(cls, images)
     with torch.no_grad():
         surrogate = defense.surrogate_logits(images, draws.generator(images.device, "check", 0))
@@ -431,12 +430,20 @@ class _EnoughError(Exception):
 
 
 class _OneStep(Progress):
-    """Stops a training after its first optimizer step, where it reports it."""
+    """Stops a training after its first optimizer step: at the first report of progress at which weights have changed,
+    as a `fit` may make its data before it learns. After so many reports that changed nothing it stops all the same."""
+
+    REPORTS = 200
+
+    def __init__(self, defense: Defense) -> None:
+        self._defense, self._before, self._heard = defense, training.weights_hash(defense), 0
 
     @contextmanager
     def task(self, label: str, total: float, done: float = 0) -> Iterator[Advance]:
         def advance(units: float) -> None:
-            raise _EnoughError
+            self._heard += 1
+            if self._heard >= self.REPORTS or training.weights_hash(self._defense) != self._before:
+                raise _EnoughError
 
         yield advance
 
@@ -446,7 +453,7 @@ def _one_step(defense: Defense) -> None:
     if has_door(defense, "fit"):
         try:
             with training.global_seed(0):
-                defense.fit(_tiny_data(), draws.generator("cpu", "check", "fit"), _OneStep())
+                defense.fit(_tiny_data(), draws.generator("cpu", "check", "fit"), _OneStep(defense))
         except _EnoughError:
             pass
     defense.eval()

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from types import CodeType, MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -81,8 +83,19 @@ class Defense(nn.Module, ABC):
         state = generator.get_state()
         stand_in = self.approximate(images, generator)
         generator.set_state(state)  # the stand-in shares purify's draw
+        return self.true_value(images, generator, stand_in)
+
+    def true_value(self, images: Tensor, generator: Generator, stand_in: Tensor) -> Tensor:
+        """The value of `logits`, (N, K), with the gradient of the classifier at the purified image, as if that were
+        `stand_in` (N, C, H, W). Where a defense gives logits of its own, the gradient is that at the stand-in."""
         with torch.no_grad():
-            purified = self.purify(images, generator)
+            if has_door(self, "logits"):
+                value = self.logits(images, generator)
+            else:
+                purified = self.purify(images, generator)
+        if has_door(self, "logits"):
+            imitated = self.classifier(stand_in)
+            return imitated + (value - imitated).detach()  # type: ignore[no-any-return]
         return self.classifier(stand_in + (purified - stand_in).detach())  # type: ignore[no-any-return]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -151,27 +164,59 @@ def source_hash(cls: type[Defense]) -> str:
     """A hash of the code of a defense: its module, its bases' outside `bench` and torch, and all that these import from
     the same packages. Comments, docstrings and layout do not count. A cell measured with other code is measured again.
     """
-    found: set[str] = set()
+    found: dict[str, str] = {}
     todo = [base.__module__ for base in cls.__mro__]
     while todo:
         name = todo.pop()
         package = name.split(".")[0]
         if name in found or package in ("bench", "torch", "abc", "builtins"):
             continue
-        found.add(name)
+        tree = _tree(name)
+        found[name] = _essence(tree) if tree else ""
         for value in vars(sys.modules[name]).values() if name in sys.modules else ():
             other = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
             if isinstance(other, str) and other.split(".")[0] == package:
                 todo.append(other)
-    return seeds.digest(sorted(_essence(name) or _bytecode(cls) for name in found))
+        todo += [other for other in _imports(tree, name) if other.split(".")[0] == package] if tree else []
+    return seeds.digest(sorted(essence or _bytecode(cls) for essence in found.values()))
 
 
-def _essence(module: str) -> str:
-    """A module's code without prose; "" where there is no source, as in a notebook."""
+def _tree(module: str) -> ast.Module | None:
+    """A module's code; None where there is no source, as in a notebook, or no module of that name."""
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, KeyError, SyntaxError):
-        return ""
+        if module in sys.modules:
+            return ast.parse(inspect.getsource(sys.modules[module]))
+        spec = importlib.util.find_spec(module)
+        return ast.parse(Path(spec.origin).read_text()) if spec is not None and spec.origin else None
+    except (OSError, TypeError, SyntaxError, ImportError, ValueError):
+        return None
+
+
+def _imports(tree: ast.Module, module: str) -> list[str]:
+    """The modules that a module's import statements name, those inside functions too."""
+    named = []
+    known = sys.modules.get(module)
+    here = module if known is not None and hasattr(known, "__path__") else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = here.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            named += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return [name for name in named if _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _essence(tree: ast.Module) -> str:
+    """A module's code without prose."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(body, list) or len(body) < 2 or not isinstance(body[0], ast.Expr):

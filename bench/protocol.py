@@ -7,6 +7,7 @@ a fix becomes a new version beside the old one.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,17 +16,24 @@ from typing import Literal
 from bench import seeds
 from bench.errors import BenchError, unknown
 
-Track = Literal["clean", "gray_box", "white_box"]
+Track = Literal["clean", "gray_box", "transfer", "white_box", "query"]
 Norm = Literal["linf", "l2"]
-Route = Literal["", "autograd", "bpda"]
-ROUTES: tuple[Route, ...] = ("autograd", "bpda")
+Route = Literal["", "autograd", "bpda", "surrogate"]
+ROUTES: tuple[Route, ...] = ("autograd", "bpda", "surrogate")
+Budget = Literal["cheap", "medium", "search"]
 Value = int | float | str | bool
+
+BUDGETS: Mapping[Budget, float] = MappingProxyType({"cheap": 20, "medium": 1000, "search": math.inf})
+"""Budget classes, and the most units that a purification of the class costs. A unit is one forward and backward pass of
+the classifier for one image: see bench.cost, which measures it."""
 
 TRACKS: Mapping[str, str] = MappingProxyType(
     {
         "clean": "The attacker does nothing; uniform noise of the same size stands beside as a control.",
         "gray_box": "The attacker knows the classifier and its weights, and does not know that a defense exists.",
+        "transfer": "The attacker knows another defense of the same classifier, and attacks that one white-box.",
         "white_box": "The attacker knows the classifier, the defense and their weights, but not its random draws.",
+        "query": "The attacker sees the scores of the defended classifier and nothing else.",
     }
 )
 
@@ -35,7 +43,10 @@ class AttackSpec:
     """One attack at one strength: `attack` names a function of bench.attacks, `params` are its keyword arguments.
 
     `eps` is the radius on the [0, 1] scale in the given `norm`; None for attacks without a budget. `route` says along
-    which gradient a white-box attack differentiates the defense: see bench.threat.
+    which gradient a white-box attack differentiates the defense (bench.threat), `source` which other defense the images
+    of a transfer attack were made on. `n_examples` limits a cell to the protocol's first images. A `cascade` cell
+    attacks only the images that no cell before it has broken within its ball; it counts in the worst case alone, all
+    others are cold: independent of one another. `variant` tells cells apart that share everything else.
     """
 
     attack: str
@@ -44,18 +55,22 @@ class AttackSpec:
     eps: float | None = None
     params: tuple[tuple[str, Value], ...] = ()
     route: Route = ""
+    source: str = ""
+    n_examples: int | None = None
+    cascade: bool = False
+    variant: str = ""
 
     @property
     def slug(self) -> str:
         """A readable name, unique within a protocol: `gray_box.pgd.linf-0.3`."""
-        route = f".{self.route}" if self.route else ""
-        radius = f".{self.norm}-{self.eps:g}" if self.norm and self.eps is not None else ""
-        return f"{self.track}.{self.attack}{route}{radius}"
+        source = f"from-{self.source}" if self.source else ""
+        radius = f"{self.norm}-{self.eps:g}" if self.norm and self.eps is not None else ""
+        return ".".join(filter(None, (self.track, self.attack, self.route, source, radius, self.variant)))
 
     @property
     def knows_defense(self) -> bool:
-        """Whether the attacker sees the defense: such images belong to one defense, all others are shared."""
-        return self.track == "white_box"
+        """Whether the attacker sees the defense or its scores: such images belong to one defense, others are shared."""
+        return self.track in ("white_box", "query")
 
     def eot(self, *, stochastic: bool) -> int:
         """The draws that each step of the attack averages over: 1 for a deterministic defense."""
@@ -67,11 +82,40 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What a protocol spends on one kind of defense: of one budget class, deterministic or random."""
+
+    budget: Budget
+    stochastic: bool
+    n_examples: int
+    attacks: tuple[AttackSpec, ...]
+    selection_draws: int = 10
+    scoring_draws: int = 20
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The numbers of bench.verdicts. Accuracies, gaps and shares are fractions in [0, 1]."""
+
+    gap: float = 0.01  # the least difference of two accuracies that counts
+    p: float = 0.01  # and its largest paired p-value, after Holm over the pairs of a rule
+    blocked: float = 0.1  # share of an attack's looks without a usable gradient
+    claim: float = 0.1  # accuracy under attack beyond that of the classifier without the defense
+    chance: float = 0.05  # accuracy above chance where every image can become any other
+    jitter: float = 0.05  # loss under a small shift or rotation beyond that of the classifier alone
+    noise: float = 0.05  # loss under uniform noise that is worth a word
+    random: float = 0.01  # share of a cell's images on which the draws of a random defense disagree
+    random_images: int = 30  # and the least images of such a cell
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is measured, on which images, with which attacks, from which seed.
 
-    `ranked` protocols may rank defenses; quick, limited and digits ones never do. The images are the first
-    `n_examples` of one fixed permutation of the test split of `dataset`.
+    `attacks`, `n_examples` and the draws are what a cheap deterministic defense is measured with; `efforts` are those
+    of the others, and `effort` gives the protocol as one kind of defense meets it. `ranked` protocols may rank
+    defenses; quick, limited and digits ones never do. The images are the first `n_examples` of one fixed permutation of
+    the test split of `dataset`.
     """
 
     id: str
@@ -86,16 +130,23 @@ class Protocol:
     seed: int = 0
     ranked: bool = False
     purpose: str = ""
+    efforts: tuple[Effort, ...] = ()
+    whole: str = ""  # the hash of the protocol that this one is the view of
+    thresholds: Thresholds = Thresholds()
+    headline_radii: tuple[float, ...] = ()  # the Linf radii that results are quoted at, beside the mean robust radius
 
     def __post_init__(self) -> None:
-        """Raises ValueError for two cells of one name and for radii that do not grow from above 0."""
-        slugs = [spec.slug for spec in self.attacks]
-        twins = sorted({slug for slug in slugs if slugs.count(slug) > 1})
-        if twins:
-            raise ValueError(f"{self.id} has two cells called {twins[0]}; one would overwrite the other")
+        """Raises ValueError for two cells of one name, radii that do not grow from above 0, headlines not measured."""
+        for attacks in (self.attacks, *(effort.attacks for effort in self.efforts)):
+            slugs = [spec.slug for spec in attacks]
+            twins = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+            if twins:
+                raise ValueError(f"{self.id} has two cells called {twins[0]}; one would overwrite the other")
         for radii in (self.linf_radii, self.l2_radii):
             if list(radii) != sorted(set(radii)) or any(eps <= 0 for eps in radii):
                 raise ValueError(f"{self.id} has radii {radii}; they must grow from above 0")
+        if not set(self.headline_radii) <= set(self.linf_radii):
+            raise ValueError(f"{self.id} quotes results at {self.headline_radii}, but measures at {self.linf_radii}")
 
     @property
     def is_draft(self) -> bool:
@@ -105,7 +156,26 @@ class Protocol:
     @property
     def hash(self) -> str:
         """A sha256 over everything that decides a number (`purpose` is prose and left out)."""
-        return seeds.digest({**dataclasses.asdict(self), "purpose": ""})
+        return self.whole or seeds.digest({**dataclasses.asdict(self), "purpose": ""})
+
+    def effort(self, budget: str, *, stochastic: bool) -> Protocol:
+        """The protocol as a defense of this budget class meets it: the same id and hash, its own attacks and images."""
+        kinds: dict[tuple[str, bool], Effort] = {(one.budget, one.stochastic): one for one in self.efforts}
+        chosen = kinds.get((budget, stochastic)) or kinds.get((budget, not stochastic))
+        if chosen is None or (budget == "cheap" and chosen.stochastic != stochastic):
+            return dataclasses.replace(self, efforts=(), whole=self.hash)
+        return dataclasses.replace(
+            self, n_examples=chosen.n_examples, attacks=chosen.attacks, selection_draws=chosen.selection_draws,
+            scoring_draws=chosen.scoring_draws, efforts=(), whole=self.hash,
+        )  # fmt: skip
+
+    @property
+    def every_attack(self) -> tuple[AttackSpec, ...]:
+        """The attacks of all efforts, each slug once."""
+        found: dict[str, AttackSpec] = {}
+        for spec in (*self.attacks, *(spec for effort in self.efforts for spec in effort.attacks)):
+            found.setdefault(spec.slug, spec)
+        return tuple(found.values())
 
     def looks(self, *, stochastic: bool) -> int:
         """How often each attacked image is shown to a defense to score it."""
@@ -123,8 +193,11 @@ class Protocol:
             raise BenchError(f"--limit must be at least 1, got {n_examples}")
         if n_examples >= self.n_examples:
             return self
+        efforts = tuple(
+            dataclasses.replace(effort, n_examples=min(effort.n_examples, n_examples)) for effort in self.efforts
+        )
         return dataclasses.replace(
-            self, id=f"{self.id}+limit{n_examples}", n_examples=n_examples, ranked=False,
+            self, id=f"{self.id}+limit{n_examples}", n_examples=n_examples, ranked=False, efforts=efforts,
             purpose=f"{self.purpose} Limited to {n_examples} images: a look, not a result.".strip(),
         )  # fmt: skip
 
@@ -137,52 +210,167 @@ class Protocol:
             for name in wanted:
                 if name not in known:
                     raise unknown(f"{kind} of {self.id}", name, known, see=f"purifybench show {self.id}")
-        return (
+        return iter(self.among(tracks, attacks))
+
+    def among(self, tracks: tuple[str, ...], attacks: tuple[str, ...]) -> tuple[AttackSpec, ...]:
+        """The specs of the given tracks and attacks (empty: all); none for names that do not occur."""
+        return tuple(
             spec
             for spec in self.attacks
             if (not tracks or spec.track in tracks) and (not attacks or spec.attack in attacks)
         )
 
 
-def _draft_attacks(radii: tuple[float, ...], l2_radii: tuple[float, ...]) -> tuple[AttackSpec, ...]:
+NORMAL = (("restarts", 1), ("step_size", 0.01), ("steps", 40))  # PGD of the papers
+SOURCES = ("identity", "identity_vae", "pgd_training")  # whose white-box images every defense is shown
+
+
+def _blind(radii: tuple[float, ...], *, stochastic: bool = False) -> list[AttackSpec]:
+    """Controls, and attackers who know the classifier alone: their images are made once for all defenses."""
     specs = [AttackSpec("none", "clean")]
+    specs += [AttackSpec("none", "clean", variant="again")] if stochastic else []
     specs += [AttackSpec("uniform_noise", "clean", "linf", eps) for eps in radii]
+    specs += [AttackSpec("shift", "clean"), AttackSpec("rotate", "clean")]
     specs += [AttackSpec("fgsm", "gray_box", "linf", eps) for eps in radii]
-    steps = (("restarts", 1), ("step_size", 0.01), ("steps", 40))
-    specs += [AttackSpec("pgd", "gray_box", "linf", eps, steps) for eps in radii]
-    budget = (("eot", 4), ("steps", 20))  # eot: draws per step, for random defenses alone
-    for route in ROUTES:
-        for attack in ("apgd_ce", "apgd_margin"):
-            specs += [AttackSpec(attack, "white_box", "linf", eps, budget, route) for eps in radii]
-    specs += [AttackSpec("apgd_margin", "white_box", "l2", eps, budget, "autograd") for eps in l2_radii]
-    return tuple(specs)
+    specs += [AttackSpec("pgd", "gray_box", "linf", eps, NORMAL) for eps in radii]
+    return specs
 
 
-_DIGIT_RADII = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-_FASHION_RADII = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2)
+def _transfer(sources: tuple[str, ...], radii: tuple[float, ...], steps: int) -> list[AttackSpec]:
+    params = (("steps", steps),)
+    return [AttackSpec("apgd_margin", "transfer", "linf", eps, params, source=s) for s in sources for eps in radii]
 
 
-def _draft(
-    dataset: str, n_examples: int, radii: tuple[float, ...], l2: tuple[float, ...], *, ranked: bool
-) -> list[Protocol]:
-    kept = tuple(radii[i] for i in (1, 3, 4))
-    full = Protocol(
-        id=f"{dataset}-v1-draft", dataset=dataset, n_examples=n_examples, attacks=_draft_attacks(radii, l2),
-        linf_radii=radii, l2_radii=l2, ranked=ranked,
-        purpose="Draft: white-box attacks of 20 steps from one start, no latent and no query attacks yet.",
+def _cold(radii: tuple[float, ...], steps: int, n: int, routes: tuple[Route, ...]) -> list[AttackSpec]:
+    """Independent runs on the first `n` images: the columns of the tracks and the warnings read these."""
+    return [
+        AttackSpec(attack, "white_box", "linf", eps, (("steps", steps),), route, n_examples=n, variant="cold")
+        for eps in radii
+        for route in routes
+        for attack in ("apgd_ce", "apgd_margin")
+    ]
+
+
+def _checks(radii: tuple[float, ...], wide: float, steps: int, n: int, queries: int, eot: int) -> list[AttackSpec]:
+    """What tells masked gradients: one step, twice the steps, scores alone, a ball in which nothing can hold."""
+    specs = []
+    for eps in radii:
+        one, twice, asked = ((("eot", eot), *more) for more in ((), (("steps", 2 * steps),), (("queries", queries),)))
+        specs += [
+            AttackSpec("fgsm", "white_box", "linf", eps, one, "autograd", n_examples=n),
+            AttackSpec("apgd_margin", "white_box", "linf", eps, twice, "autograd", n_examples=n, variant="twice"),
+            AttackSpec("square", "query", "linf", eps, asked, n_examples=n),
+        ]
+    short = (("eot", eot), ("steps", 20))
+    specs += [
+        AttackSpec("apgd_margin", "white_box", "linf", wide, short, route, n_examples=n, variant="wide")
+        for route in ROUTES[:2]
+    ]
+    return specs
+
+
+def _cascade(radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], steps: int) -> list[AttackSpec]:
+    """From the smallest ball to the largest; at the `hard` radii also restarts, targets and the third route."""
+    specs: list[AttackSpec] = []
+
+    def add(attack: str, norm: Norm, eps: float, route: Route, variant: str = "", **params: Value) -> None:
+        ordered = tuple(sorted({"steps": steps, **params}.items()))
+        specs.append(AttackSpec(attack, "white_box", norm, eps, ordered, route, cascade=True, variant=variant))
+
+    for eps in radii:
+        add("apgd_margin", "linf", eps, "autograd")
+        add("apgd_ce", "linf", eps, "autograd")
+        add("apgd_margin", "linf", eps, "bpda")
+        if eps in hard:
+            add("apgd_margin", "linf", eps, "surrogate")
+            add("apgd_margin", "linf", eps, "autograd", "restarts", restarts=3)
+            add("apgd_t", "linf", eps, "autograd", steps=steps // 2, targets=4)
+    for eps in l2:
+        add("apgd_margin", "l2", eps, "autograd")
+        add("apgd_margin", "l2", eps, "bpda")
+    return specs
+
+
+def _random(
+    radii: tuple[float, ...],
+    hard: tuple[float, ...],
+    l2: tuple[float, ...],
+    steps: int,
+    eot: int,
+    routes: tuple[Route, ...],
+) -> list[AttackSpec]:
+    """On a random defense nothing may leave early, so there is no cascade: fewer cells, each cold and on all images."""
+    long, short = ((("eot", eot), ("steps", count)) for count in (steps, max(steps // 2, 20)))
+    specs = []
+    for eps in radii:
+        specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, long, "autograd")]
+        specs += [AttackSpec("apgd_ce", "white_box", "linf", eps, long, "autograd")] if eps in hard else []
+        for route in routes[1:]:
+            if route == "bpda" or eps in hard:
+                specs.append(AttackSpec("apgd_margin", "white_box", "linf", eps, short, route))
+    specs += [AttackSpec("apgd_margin", "white_box", "l2", eps, short, "autograd") for eps in l2]
+    return specs
+
+
+@dataclass(frozen=True)
+class _Radii:
+    linf: tuple[float, ...]
+    l2: tuple[float, ...]
+    hard: tuple[float, ...]  # where the attackers spend most, and the cold runs are made
+    wide: float  # so large that every image can become any other: whatever survives there hides its gradient
+
+
+_INK = _Radii((0.05, 0.1, 0.15, 0.2, 0.3, 0.4), (0.5, 1.0, 1.5, 2.0), (0.1, 0.3), 0.5)
+_CLOTH = _Radii((0.01, 0.02, 0.04, 0.06, 0.1, 0.2), (0.25, 0.5, 1.0, 1.5), (0.04, 0.1), 0.5)
+
+
+def _full(dataset: str, n_examples: int, r: _Radii, *, ranked: bool) -> Protocol:
+    fewer = n_examples // 4
+    blind = [*_blind(r.linf, stochastic=True), *_transfer(SOURCES, r.hard, 40)]
+    random = (*blind, *_checks(r.hard, r.wide, 100, 100, 300, 20), *_random(r.linf, r.hard, r.l2, 100, 20, ROUTES))
+    diffusion = (*blind, *_checks(r.hard, r.wide, 50, 32, 100, 10), *_random(r.linf, r.hard, (), 50, 10, ROUTES))
+    search = (*blind, *_checks(r.hard, r.wide, 50, 32, 100, 1), *_random(r.linf, r.hard, (), 50, 1, ROUTES))
+    return Protocol(
+        id=f"{dataset}-v1", dataset=dataset, n_examples=n_examples, linf_radii=r.linf, l2_radii=r.l2, ranked=ranked,
+        headline_radii=r.hard,
+        purpose="Every threat on every defense, the adaptive ones along three gradients; no latent attacks yet.",
+        attacks=(
+            *_blind(r.linf), *_transfer(SOURCES, r.hard, 40), *_cold(r.hard, 100, 200, ROUTES),
+            *_checks(r.hard, r.wide, 100, 200, 1000, 1), *_cascade(r.linf, r.hard, r.l2, 100),
+        ),
+        efforts=(
+            Effort("cheap", True, fewer, random, 20, 100),
+            Effort("medium", True, fewer, diffusion, 10, 20),
+            Effort("search", True, fewer, search, 4, 6),
+        ),
     )  # fmt: skip
-    quick = Protocol(
-        id=f"{dataset}-v1-quick-draft", dataset=dataset, n_examples=200, attacks=_draft_attacks(kept, ()),
-        linf_radii=kept, l2_radii=(), ranked=False,
-        purpose="Smoke test of the draft on 200 images; never ranked.",
+
+
+def _quick(dataset: str, r: _Radii) -> Protocol:
+    radii = tuple(r.linf[i] for i in (1, 3, 4))
+    hard = radii[-1:]
+    blind = [*_blind(radii, stochastic=True), *_transfer(SOURCES[:1], hard, 20)]
+    random = (*blind, *_checks(hard, r.wide, 20, 50, 100, 4), *_random(radii, hard, (), 20, 4, ROUTES[:2]))
+    return Protocol(
+        id=f"{dataset}-v1-quick", dataset=dataset, n_examples=200, linf_radii=radii, ranked=False,
+        headline_radii=tuple(eps for eps in r.hard if eps in radii),
+        purpose=f"Smoke test of {dataset}-v1 on 200 images, with 20 steps; never ranked.",
+        attacks=(
+            *_blind(radii), *_transfer(SOURCES[:1], hard, 20), *_cold(hard, 20, 100, ROUTES[:2]),
+            *_checks(hard, r.wide, 20, 100, 200, 1), *_cascade(radii, (), (), 20),
+        ),
+        efforts=(
+            Effort("cheap", True, 100, random, 10, 20),
+            Effort("medium", True, 50, random, 5, 10),
+            Effort("search", True, 50, random, 1, 1),
+        ),
     )  # fmt: skip
-    return [full, quick]
 
 
 _ALL = (
-    *_draft("digits", 500, _DIGIT_RADII, (0.5, 1.0, 1.5, 2.0), ranked=False),
-    *_draft("mnist", 1000, _DIGIT_RADII, (0.5, 1.0, 1.5, 2.0), ranked=True),
-    *_draft("fmnist", 1000, _FASHION_RADII, (0.25, 0.5, 1.0, 1.5), ranked=True),
+    *(_full("digits", 500, _INK, ranked=False), _quick("digits", _INK)),
+    *(_full("mnist", 1000, _INK, ranked=True), _quick("mnist", _INK)),
+    *(_full("fmnist", 1000, _CLOTH, ranked=True), _quick("fmnist", _CLOTH)),
 )
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.id: protocol for protocol in _ALL})
 

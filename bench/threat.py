@@ -5,7 +5,10 @@ in the gradient they use; every route is run whatever a defense declares, since 
 
 - autograd: the true gradient through purification and classifier;
 - bpda: the true value with the gradient of the defense's `surrogate_logits`, the identity unless it gives a stand-in
-  (Athalye et al. 2018, arXiv:1802.00420).
+  (Athalye et al. 2018, arXiv:1802.00420);
+- surrogate: the true value with the gradient of a small autoencoder that the harness trained to imitate `purify`.
+
+score_only: the attacker may ask the whole defense for its logits and knows nothing else, no gradient and no weights.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from bench import draws
 from bench.defense import Defense
 from bench.errors import unknown
+
+Door = Callable[[Tensor, Generator], Tensor]  # a method of a defense that gives logits
 
 
 class Target:
     """Logits of images (N, C, H, W) for an attacker, (N, K) or (draws, N, K), with every row counted both ways.
 
     The forward pass builds a graph only where the images require a gradient, and works on a copy: a model that writes
-    to its input does not write to the attack's images. `forward_rows` and `backward_rows` are
-    what an attack has spent: the units of its cost.
+    to its input does not write to the attack's images. `forward_rows` and `backward_rows` are what an attack has spent:
+    the units of its cost.
     """
 
     def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
@@ -49,27 +54,66 @@ def gray_box(classifier: Callable[[Tensor], Tensor]) -> Target:
     return Target(classifier)
 
 
-def white_box(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
-    """The attacker knows the defense and its weights, and differentiates it along `route` ("autograd" or "bpda").
+def white_box(
+    defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], surrogate: nn.Module | None = None
+) -> Target:
+    """The attacker knows the defense and its weights, and differentiates it along `route` (protocol.ROUTES).
 
     A random defense answers with `eot` fresh draws, folded into the batch: (eot, N, K) (expectation over
     transformation, Athalye et al. 2018, arXiv:1707.07397). The draws of a call follow from `seed_parts` and the number
-    of the call, so an attack is repeatable and never sees the draws that score it. Raises BenchError for an unknown
-    route.
+    of the call, so an attack is repeatable and never sees the draws that score it. `surrogate` maps images to purified
+    ones and is needed for the route of that name. Raises BenchError for an unknown route.
     """
-    routes = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
+    routes: dict[str, Door] = {
+        "autograd": defense.logits,
+        "bpda": defense.surrogate_logits,
+        "surrogate": _imitated(defense, surrogate),
+    }
     if route not in routes:
         raise unknown("white-box route", route, routes)
-    door, calls = routes[route], iter(range(2**62))
+    return Target(_folded(defense, routes[route], eot, seed_parts))
+
+
+def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
+    """The attacker asks the whole defense for its logits and sees nothing else: they carry no gradient.
+
+    A query of a random defense is answered by `eot` fresh draws, (eot, N, K), as in `white_box`: each costs its rows.
+    """
+    answers = _folded(defense, defense.logits, eot, seed_parts)
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return answers(images.detach()).detach()
+
+    return Target(logits)
+
+
+def _folded(defense: Defense, door: Door, eot: int, seed_parts: tuple[object, ...]) -> Callable[[Tensor], Tensor]:
+    """The logits behind `door`; those of a random defense in `eot` draws, (eot, N, K)."""
+    calls = iter(range(2**62))
 
     def logits(images: Tensor) -> Tensor:
         generator = draws.generator(images.device, *seed_parts, next(calls))
         if not defense.stochastic:
             return door(images, generator)
-        folded = door(images.repeat(eot, 1, 1, 1), generator)  # (eot * N, K)
+        copies = images.repeat(eot, 1, 1, 1)
+        if copies.requires_grad:  # a draw whose gradient is not finite must not spoil the others'
+            copies.register_hook(lambda gradient: torch.nan_to_num(gradient, posinf=0.0, neginf=0.0))  # type: ignore[no-untyped-call]
+        folded = door(copies, generator)  # (eot * N, K)
         return folded.view(eot, len(images), -1)
 
-    return Target(logits)
+    return logits
+
+
+def _imitated(defense: Defense, surrogate: nn.Module | None) -> Door:
+    """The true value, with the gradient of the classifier behind `surrogate`."""
+
+    def logits(images: Tensor, generator: Generator) -> Tensor:
+        if surrogate is None:
+            raise ValueError("there is no surrogate of this defense")
+        return defense.true_value(images, generator, surrogate(images))
+
+    return logits
 
 
 def predictions(logits: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
