@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import checks, classifiers, data, device, draws, plugins, protocol, seeds, training
+from bench import checks, classifiers, cost, data, device, draws, plugins, protocol, seeds, surrogate, training
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS, CLASSIFIERS
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
-from bench.evaluation import Examples, Subject, cell_key, cell_name, evaluate_cell, images_key, untouched
+from bench.evaluation import Examples, Subject, Work, cell_name, evaluate_cell, images_key, untouched, wanted
 from bench.places import home
 from bench.progress import Progress, duration, for_terminal
 from bench.protocol import AttackSpec, Protocol
@@ -32,15 +33,25 @@ Named = tuple[str, type[Defense]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run was asked for, with names resolved; `specs` are the protocol's or a selection of them."""
+    """What a run was asked for, with names resolved; empty `tracks` or `attacks` stand for all of the protocol's."""
 
     protocol: Protocol
-    specs: tuple[AttackSpec, ...]
+    tracks: tuple[str, ...]
+    attacks: tuple[str, ...]
     defenses: tuple[Named, ...]
     classifiers: tuple[str, ...]
     recipe: str | None
     device: torch.device
     contract: bool
+    seeds: int
+
+    def specs(self, subject: Subject) -> tuple[AttackSpec, ...]:
+        """The cells of one defense: those that its budget class asks for, as far as they were selected."""
+        return self.view(subject).among(self.tracks, self.attacks)
+
+    def view(self, subject: Subject) -> Protocol:
+        """The protocol as this defense meets it."""
+        return self.protocol.effort(subject.budget, stochastic=subject.cls.stochastic)
 
 
 def plan(
@@ -54,8 +65,12 @@ def plan(
     recipe: str | None = None,
     on: str = "auto",
     contract: bool = True,
+    seeds: int = 1,
 ) -> Plan:
-    """Resolve names before any work starts. Raises BenchError for the first unknown one, or for no cell."""
+    """Resolve names before any work starts; `seeds` is from how many each defense is trained. Raises BenchError for the
+    first unknown name, or for no cell."""
+    if seeds < 1:
+        raise BenchError(f"--seeds must be at least 1, got {seeds}")
     chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
     if limit is not None:
         chosen = chosen.limited(limit)
@@ -71,17 +86,19 @@ def plan(
             raise BenchError(f"{name} may refuse images; no protocol scores rejection yet, so it cannot be run")
     if recipe is not None and not any(recipe in cls.recipes for _, cls in named):
         raise unknown("recipe", recipe, {r for _, cls in named for r in cls.recipes})
-    specs = tuple(chosen.select(tuple(tracks), tuple(attacks)))
-    if not specs:
+    everything = replace(chosen, attacks=chosen.every_attack, efforts=())
+    if not tuple(everything.select(tuple(tracks), tuple(attacks))):
         raise BenchError(f"no cell of {chosen.id} is in tracks {', '.join(tracks)} and attacks {', '.join(attacks)}")
     return Plan(
         protocol=chosen,
-        specs=specs,
+        tracks=tuple(tracks),
+        attacks=tuple(attacks),
         defenses=named,
         classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
         recipe=recipe,
         device=device.prepare(on),
         contract=contract,
+        seeds=seeds,
     )
 
 
@@ -127,6 +144,7 @@ def trained_subject(
     dataset: Dataset,
     recipe: str | None,
     progress: Progress,
+    seed: int = 0,
 ) -> Subject:
     """A defense built for a classifier, with its weights trained or loaded; `Unusable` if its code raises.
 
@@ -134,17 +152,17 @@ def trained_subject(
     """
     name, cls = named
     recipe_name, chosen = settings(cls, recipe if recipe in cls.recipes else None, dataset.shape)
-    key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": 0}
+    key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": seed}
     if cls.per_classifier:
         key["classifier"] = net_weights
     mine = copy.deepcopy(net)  # what one defense does to its copy reaches no other
     device = dataset.train.images.device
 
     def build() -> Defense:
-        with training.global_seed(seeds.derive("initialise defense", name, key)):
+        with training.global_seed(seeds.derive("initialise defense", name, key)), _its_own_fault():
             return cls(mine, **chosen).to(device).eval()
 
-    weights, built, stage = "", None, "built"
+    weights, built, stage, units = "", None, "built", 0.0
     try:
         with untouched(mine):
             built = build()
@@ -152,26 +170,39 @@ def trained_subject(
                 stage, trainee = "trained", built
 
                 def fit(generator: Generator, kept: Progress) -> None:
-                    with untouched(mine):
+                    with untouched(mine), _its_own_fault():
                         trainee.fit(_own_copy(dataset), generator, kept)
 
                 training.load_or_fit(trainee, name, key, fit, progress, source_hash(cls))
                 built = build()  # from the file, as every later run sees it: what fit kept elsewhere is lost now
                 weights = training.load_or_fit(built, name, key, fit, Progress(), source_hash(cls))
+            stage = "measured"
+            built.requires_grad_(False).eval()
+            with training.global_seed(seeds.derive("cost", name)):
+                units = cost.purification_units(built, net, dataset.train.images)
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
         reason = f"not {stage}: {type(problem).__name__}: {problem}"
         progress.say(f"{name} is {reason}")
         built = Unusable(mine, reason=reason)
-    assert built is not None
-    built.requires_grad_(False).eval()
     attacked, attacked_weights = net, net_weights
     if built.classifier is not mine:
         attacked = built.classifier
         attacked_weights = seeds.digest(name, chosen, source_hash(cls), training.weights_hash(attacked))
-    weights = weights or training.weights_hash(built)
-    return Subject(name, cls, built, recipe_name, chosen, weights, classifier, net_weights, attacked, attacked_weights)
+    return Subject(
+        name, cls, built, recipe_name, chosen, weights or training.weights_hash(built), classifier, net_weights,
+        attacked, attacked_weights, seed, cost.budget(units), units,
+    )  # fmt: skip
+
+
+@contextmanager
+def _its_own_fault() -> Iterator[None]:
+    """Around the code of a defense: a BenchError that leaves it is its failure, and ends nobody else's run."""
+    try:
+        yield
+    except BenchError as problem:
+        raise RuntimeError(str(problem)) from problem
 
 
 def _own_copy(dataset: Dataset) -> Dataset:
@@ -184,18 +215,52 @@ def _own_copy(dataset: Dataset) -> Dataset:
     return replace(dataset, train=cloned(dataset.train), validation=cloned(dataset.validation), test=nothing)
 
 
-def _held_to_contract(
-    cells: Sequence[tuple[Subject, AttackSpec]], progress: Progress
-) -> list[tuple[Subject, AttackSpec]]:
-    """The same cells, with `Unusable` in the place of every defense that breaks the contract: it is not evaluated."""
-    subjects = {subject.name: subject for subject, _ in cells}
-    for name, subject in subjects.items():
-        problem = next((finding.problem for finding in checks.run(subject.cls) if finding.problem), "")
-        if problem:
-            progress.say(f"{name} breaks the contract and is not evaluated ({problem}); see purifybench check {name}")
-            stand_in = Unusable(subject.defense.classifier, reason=f"breaks the contract: {problem}")
-            subjects[name] = replace(subject, defense=stand_in)
-    return [(subjects[subject.name], spec) for subject, spec in cells]
+def _held_to_contract(subject: Subject, progress: Progress) -> Subject:
+    """The same subject, or one with `Unusable` in the place of a defense that breaks the contract: not evaluated."""
+    problem = next((finding.problem for finding in checks.run(subject.cls) if finding.problem), "")
+    if not problem:
+        return subject
+    progress.say(
+        f"{subject.name} breaks the contract and is not evaluated ({problem}); see purifybench check {subject.name}"
+    )
+    stand_in = Unusable(subject.defense.classifier, reason=f"breaks the contract: {problem}")
+    return replace(subject, defense=stand_in)
+
+
+class _Desk:
+    """One subject's cells in their order: which are stored, which are open, and what they wait for."""
+
+    def __init__(self, subject: Subject, plan: Plan, examples: Examples, store: Store) -> None:
+        self.subject, self.view, self.specs = subject, plan.view(subject), plan.specs(subject)
+        self.examples = examples.first(self.view.n_examples)
+        self._stored = {cell.record.cell: cell for cell in store.cells(plan.protocol.id, subject.name)}
+        self.cells: list[Cell] = []
+
+    def work(self, spec: AttackSpec, sources: dict[str, Subject]) -> Work:
+        """The next cell's work, given the cells finished so far."""
+        mask = wanted(self.subject, self.view, spec, self.cells)
+        return Work(self.subject, self.view, spec, mask, sources.get(spec.source))
+
+    def stored(self, work: Work) -> Cell | None:
+        """The sound cell of exactly this work from an earlier run."""
+        cell = self._stored.get(cell_name(work.subject, work.spec))
+        return cell if cell is not None and cell.record.key == work.key and cell.record.status == "ok" else None
+
+    def open_work(self, sources: dict[str, Subject]) -> list[Work]:
+        """What is left to do, as far as it is known before it is done: a cascade may turn out to have less, and its
+        stored cells are taken for sound while one before them is missing."""
+        left: list[Work] = []
+        for spec in self.specs:
+            work = self.work(spec, sources)
+            cell = self.stored(work)
+            if cell is None and left and spec.cascade:
+                cell = self._stored.get(cell_name(self.subject, spec))
+            if cell is None:
+                left.append(work)
+            else:
+                self.cells.append(cell)
+        self.cells = []
+        return left
 
 
 def run(
@@ -207,7 +272,8 @@ def run(
     """
     progress = progress or Progress()
     dataset = data.load(plan.protocol.dataset, data_root).to(plan.device)
-    clean, indices = dataset.examples(plan.protocol.n_examples, plan.protocol.seed)
+    most = max([plan.protocol.n_examples, *(effort.n_examples for effort in plan.protocol.efforts)])
+    clean, indices = dataset.examples(most, plan.protocol.seed)
     examples = Examples(dataset.name, dataset.split, clean, indices)
     cache = ChunkCache(home() / "chunks")
     store.prepare()
@@ -215,48 +281,75 @@ def run(
     for classifier in plan.classifiers:
         net, net_weights = classifiers.trained(classifier, dataset, progress)
         subjects = [
-            trained_subject(named, classifier, net, net_weights, dataset, plan.recipe, progress)
+            trained_subject(named, classifier, net, net_weights, dataset, plan.recipe, progress, seed)
             for named in plan.defenses
+            for seed in range(plan.seeds if has_door(named[1], "fit") else 1)
         ]
-        finished: dict[tuple[str, str], Cell] = {}
+        desks = [_Desk(subject, plan, examples, store) for subject in subjects]
+        names = dict.fromkeys(spec.source for desk in desks for spec in desk.specs if spec.source)
+        sources = {
+            name: trained_subject((name, plugins.load(name)), classifier, net, net_weights, dataset, None, progress)
+            for name in names
+        }
+        for name, source in sources.items():
+            if isinstance(source.defense, Unusable):
+                raise BenchError(
+                    f"{name}, whose images {plan.protocol.id} shows to every defense, is {source.defense.reason}; "
+                    f"see purifybench train {name}, or leave that out: --tracks {_others(plan.protocol)}"
+                )
+        open_work = [desk.open_work(sources) for desk in desks]
+        expected = _expected_seconds(open_work, examples, cache)
+        total = max(sum(expected.values()), 1e-9)
+        if any(open_work):
+            n_open = sum(len(works) for works in open_work)
+            progress.say(f"{n_open} cells to run, about {duration(max(total, 1))}{_shorter(plan, total)}")
         failures: set[tuple[str, str]] = set()
-        open_cells: list[tuple[Subject, AttackSpec]] = []
-        for subject in subjects:
-            stored = {cell.record.cell: cell for cell in store.cells(plan.protocol.id, subject.name)}
-            for spec in plan.specs:
-                cell = stored.get(cell_name(subject, plan.protocol, spec))
-                same = cell is not None and cell.record.key == cell_key(subject, plan.protocol, spec)
-                if cell is not None and same and cell.record.status == "ok":
-                    finished[subject.name, spec.slug] = cell
-                else:
-                    open_cells.append((subject, spec))
-        expected = _expected_seconds(open_cells, plan, examples, cache)
-        total = sum(expected.values())
-        if plan.contract:
-            open_cells = _held_to_contract(open_cells, progress)
-        if open_cells:
-            progress.say(f"{len(open_cells)} cells to run, about {duration(max(total, 1))}{_shorter(plan, total)}")
-        with progress.task(f"{plan.protocol.id}, classifier {classifier}", total=max(total, 1e-9)) as advance:
-            for subject, spec in open_cells:
-                cell = evaluate_cell(subject, plan.protocol, spec, examples, cache, progress)
-                store.save(cell)
-                finished[subject.name, spec.slug] = cell
-                advance(expected[subject.name, spec.slug])
-                failure = (subject.name, cell.record.error)
-                if cell.record.status == "failed" and failure not in failures:
-                    failures.add(failure)
-                    progress.say(f"{subject.name} failed under {spec.slug}: {cell.record.error}")
-        for subject in subjects:
-            for spec in plan.specs:
-                cells.append(finished[subject.name, spec.slug])
+        with progress.task(f"{plan.protocol.id}, classifier {classifier}", total=total) as advance:
+            for desk, works in zip(desks, open_work, strict=True):
+                if works and plan.contract:
+                    desk.subject = _held_to_contract(desk.subject, progress)
+                for spec in desk.specs:
+                    work = desk.work(spec, sources)
+                    cell = desk.stored(work)
+                    if cell is None and spec.route == "surrogate" and work.subject.surrogate is None:
+                        desk.subject = _with_surrogate(desk.subject, dataset, progress)
+                        work = desk.work(spec, sources)
+                    if cell is None:
+                        cell = evaluate_cell(work, desk.examples, cache, progress)
+                        store.save(cell)
+                    desk.cells.append(cell)
+                    advance(expected.get((desk.subject.name, desk.subject.seed, spec.slug), 0.0))
+                    failure = (desk.subject.name, cell.record.error)
+                    if cell.record.status == "failed" and failure not in failures:
+                        failures.add(failure)
+                        progress.say(f"{desk.subject.name} failed under {spec.slug}: {cell.record.error}")
+        cells += [cell for desk in desks for cell in desk.cells]
     for problem in dict.fromkeys(store.problems):
         progress.say(f"not trusted: {problem}")
     return cells
 
 
+def _others(chosen: Protocol) -> str:
+    return ",".join(track for track in chosen.tracks if track != "transfer")
+
+
+def _with_surrogate(subject: Subject, dataset: Dataset, progress: Progress) -> Subject:
+    """The subject with the harness's imitation of its purifier; where that cannot be trained, the cells say why."""
+    key, examples = seeds.digest(*subject.answers), surrogate.EXAMPLES[subject.budget]
+    try:
+        with untouched(subject.defense.classifier):
+            imitation = surrogate.trained(subject.defense, subject.name, key, dataset, examples, progress)
+    except BenchError:  # the disk, not the defense
+        raise
+    except (Exception, SystemExit) as problem:
+        progress.say(f"no surrogate of {subject.name}: {type(problem).__name__}: {problem}")
+        return subject
+    return replace(subject, surrogate=imitation)
+
+
 def evaluate(
     defense: str | type[Defense],
-    protocol: str | Protocol = "digits-v1-quick-draft",
+    protocol: str | Protocol = "digits-v1-quick",
     *,
     classifier: str | None = None,
     tracks: Sequence[str] = (),
@@ -268,6 +361,7 @@ def evaluate(
     data_root: Path | str | None = None,
     progress: Progress | None = None,
     contract: bool = True,
+    seeds: int = 1,
 ) -> list[Cell]:
     """Measure one defense, by name or by class, under a protocol: what `purifybench run` does, for a notebook.
 
@@ -276,55 +370,63 @@ def evaluate(
     Raises BenchError for anything that the caller can mend.
 
     >>> from bench import evaluate
-    >>> cells = evaluate("kmeans", "digits-v1-quick-draft", limit=64)  # doctest: +SKIP
+    >>> cells = evaluate("kmeans", "digits-v1-quick", limit=64)  # doctest: +SKIP
     """
     asked = plan(
         [defense], protocol, classifier=[classifier] if classifier else [], tracks=_several(tracks),
-        attacks=_several(attacks), limit=limit, recipe=recipe, on=device, contract=contract,
+        attacks=_several(attacks), limit=limit, recipe=recipe, on=device, contract=contract, seeds=seeds,
     )  # fmt: skip
     return run(asked, Store(records), data_root=data_root, progress=progress or for_terminal())
 
 
+EARLY = 0.4  # of the steps of an attack whose images may leave the batch, as far as experience goes
+
+
 def _expected_seconds(
-    open_cells: Sequence[tuple[Subject, AttackSpec]], plan: Plan, examples: Examples, cache: ChunkCache
-) -> dict[tuple[str, str], float]:
+    open_work: Sequence[Sequence[Work]], examples: Examples, cache: ChunkCache
+) -> dict[tuple[str, int, str], float]:
     """The time each cell will take, from a short measurement on this machine: the classifier's forward and backward
     pass for images that are still to be attacked, the defense's forward pass for scoring."""
-    if not open_cells:
-        return {}
-    chunk = next(examples.chunks())
-    probe = examples.clean.images[chunk]
-    net = open_cells[0][0].attacked
+    expected: dict[tuple[str, int, str], float] = {}
+    works = [work for part in open_work for work in part]
+    if not works:
+        return expected
+    probe = examples.clean.images[next(examples.chunks())]
+    net = works[0].subject.attacked
 
     def gradient() -> None:
         images = probe.clone().requires_grad_()
         torch.autograd.grad(net(images).sum(), images)
 
-    attacking = _seconds(gradient, plan.device) / len(probe)
-    scoring: dict[str, float] = {}
-    expected: dict[tuple[str, str], float] = {}
-    for subject, spec in open_cells:
-        if subject.name not in scoring:
-            scoring[subject.name] = _purify_seconds(subject, probe, plan) / len(probe)
-        _, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
-        own = spec.knows_defense
-        first = backward and (own or not any(slug == spec.slug for _, slug in expected))  # the others share its images
-        missing = 0
-        if first:
-            chunks = (
-                c for c in examples.chunks() if not cache.has(images_key(subject, plan.protocol, spec, examples, c))
-            )
-            missing = sum(c.stop - c.start for c in chunks)
-        unit = attacking
-        if own:  # through the defense: its backward pass takes about twice its forward pass
-            unit = 3 * scoring[subject.name] * spec.eot(stochastic=subject.cls.stochastic)
-        looks = plan.protocol.looks(stochastic=subject.cls.stochastic) * len(examples.indices)
-        expected[subject.name, spec.slug] = unit * backward * missing + scoring[subject.name] * looks
+    attacking = _seconds(gradient, probe.device) / len(probe)
+    purifying: dict[str, float] = {}
+    shared: set[str] = set()
+    for work in works:
+        subject, spec = work.subject, work.spec
+        for one in filter(None, (subject, work.source)):
+            if one.name not in purifying:
+                purifying[one.name] = _purify_seconds(one, probe) / len(probe)
+        stochastic = subject.cls.stochastic
+        forward, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
+        n = int(work.wanted.sum())
+        if spec.knows_defense:  # through the defense: its backward pass takes about twice its forward pass
+            passes = 3 * backward or forward
+            seconds = purifying[subject.name] * passes * n * spec.eot(stochastic=stochastic)
+            seconds *= 1 if stochastic else EARLY
+        elif spec.slug in shared:
+            seconds = 0.0
+        else:  # the others share its images
+            shared.add(spec.slug)
+            chunks = (rows for rows in examples.chunks(work.wanted) if not cache.has(images_key(work, examples, rows)))
+            unit = attacking if work.source is None else 3 * purifying[work.source.name]
+            seconds = unit * backward * sum(len(rows) for rows in chunks)
+        looks = work.protocol.looks(stochastic=stochastic) * n
+        expected[subject.name, subject.seed, spec.slug] = seconds + purifying[subject.name] * looks
     return expected
 
 
-def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
-    generator = draws.generator(plan.device, "estimate")
+def _purify_seconds(subject: Subject, probe: Tensor) -> float:
+    generator = draws.generator(probe.device, "estimate")
 
     def purify() -> None:
         with torch.no_grad():
@@ -332,7 +434,7 @@ def _purify_seconds(subject: Subject, probe: Tensor, plan: Plan) -> float:
 
     try:
         with untouched(subject.defense.classifier):
-            return _seconds(purify, plan.device)
+            return _seconds(purify, probe.device)
     except (Exception, SystemExit):  # it will fail in its cells, and be recorded there
         return 0.0
 
@@ -357,24 +459,30 @@ def _several(names: Sequence[str]) -> Sequence[str]:
 
 
 def outline(asked: Plan, store: Store) -> list[str]:
-    """What a plan would do, without training anything: its cells, and the rows that its attacks cost at most."""
+    """What a plan would do, without training anything: its cells, and the rows that its attacks cost at most.
+
+    A defense's budget class is measured when it is run; here all are taken for cheap.
+    """
     lines = [
         f"{asked.protocol.id}: {asked.protocol.n_examples} images of {asked.protocol.dataset} on {asked.device.type}"
     ]
     stored = {(cell.record.defense, cell.record.cell) for cell in store.cells(asked.protocol.id)}
-    shared = [spec for spec in asked.specs if not spec.knows_defense]
-    own = [spec for spec in asked.specs if spec.knows_defense]
+    usual = [spec for spec in asked.protocol.among(asked.tracks, asked.attacks) if not spec.knows_defense]
     for classifier in asked.classifiers:
-        forward, backward = _rows(shared, asked.protocol)
+        forward, backward = _rows(usual, asked.protocol)
         lines.append(
             f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
         )
-        names = [spec.cell(classifier, asked.protocol.seed) for spec in asked.specs]
         for name, cls in asked.defenses:
+            view = asked.protocol.effort("cheap", stochastic=cls.stochastic)
+            specs = view.among(asked.tracks, asked.attacks)
+            trainings = asked.seeds if has_door(cls, "fit") else 1
+            names = [spec.cell(classifier, seed) for seed in range(trainings) for spec in specs]
             done = sum((name, cell) in stored for cell in names)
-            passes = (len(names) - done) * asked.protocol.n_examples * asked.protocol.looks(stochastic=cls.stochastic)
-            attack = _rows(own, asked.protocol, stochastic=cls.stochastic)[1]
-            knowing = f", at most {attack:,} forward and backward rows of attackers who know it" if own else ""
+            passes = (len(names) - done) * view.n_examples * view.looks(stochastic=cls.stochastic)
+            own = [spec for spec in specs if spec.knows_defense]
+            ahead, back = (rows * trainings for rows in _rows(own, view, stochastic=cls.stochastic))
+            knowing = f", at most {ahead:,} forward and {back:,} backward rows of attackers who know it" if own else ""
             lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify{knowing}")
     return lines
 
@@ -384,7 +492,7 @@ def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = Fa
     forward = backward = 0
     for spec in specs:
         ahead, back = ATTACKS[spec.attack].cost(**dict(spec.params))
-        rows = spec.eot(stochastic=stochastic) * asked.n_examples
+        rows = spec.eot(stochastic=stochastic) * min(asked.n_examples, spec.n_examples or asked.n_examples)
         forward, backward = forward + ahead * rows, backward + back * rows
     return forward, backward
 

@@ -19,7 +19,7 @@ app = typer.Typer(
     name="purifybench",
     help="A benchmark for defenses that purify or refuse images, against attackers who know them.\n\n"
     "Start with `purifybench demo` (about three minutes, no data needed), then `purifybench list defenses`, "
-    "`purifybench run DEFENSE --protocol mnist-v1-quick-draft`, `purifybench site build`.",
+    "`purifybench run DEFENSE --protocol mnist-v1-quick`, `purifybench site build`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -112,7 +112,7 @@ def demo(
     from bench.record import Store
 
     shown = progress.for_terminal()
-    asked = campaign.plan(["identity", "kmeans", "identity_vae"], "digits-v1-quick-draft", on=device)
+    asked = campaign.plan(["identity", "kmeans", "identity_vae"], "digits-v1-quick", on=device)
     cells = campaign.run(asked, Store(out / "records"), progress=shown)
     _print(report.summary(cells, asked.protocol))
     page = _build_site([out / "records"], out / "site")
@@ -122,7 +122,7 @@ def demo(
 @app.command()
 def run(
     defenses: Defenses,
-    protocol_id: ProtocolId = "digits-v1-quick-draft",
+    protocol_id: ProtocolId = "digits-v1-quick",
     classifier: Annotated[
         list[str] | None, typer.Option(help="Default: the protocol's.", autocompletion=_complete_classifier)
     ] = None,
@@ -134,6 +134,7 @@ def run(
         int | None, typer.Option(help="Only the first N images; such runs are never ranked.", min=1)
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
+    seeds: Annotated[int, typer.Option(help="Train and measure each defense from so many seeds.", min=1)] = 1,
     device: Device = "auto",
     records: Records = Path("results"),
     data_root: DataRoot = None,
@@ -144,15 +145,15 @@ def run(
     Trains what is not trained yet, says how long it will take, and resumes where an earlier run stopped: a cell that is
     in the records is not run again.
 
-        purifybench run identity kmeans --protocol digits-v1-quick-draft
-        purifybench run all --protocol mnist-v1-draft --data-root DIR
+        purifybench run identity kmeans --protocol digits-v1-quick
+        purifybench run all --protocol mnist-v1 --data-root DIR
     """
     from bench import campaign, progress, report
     from bench.record import Store
 
     asked = campaign.plan(
         _every(defenses), protocol_id, classifier=_split(classifier), tracks=_split(tracks), attacks=_split(attacks),
-        limit=limit, recipe=recipe, on=device,
+        limit=limit, recipe=recipe, on=device, seeds=seeds,
     )  # fmt: skip
     if estimate:
         _print(*campaign.outline(asked, Store(records)))
@@ -236,7 +237,19 @@ def _show_protocol(chosen: protocol.Protocol) -> None:
     for track in chosen.tracks:
         typer.echo(f"\n{track}: {protocol.TRACKS[track]}")
         for spec in chosen.select((track,)):
-            typer.echo(f"  {spec.slug:<32} {', '.join(f'{k}={v}' for k, v in spec.params)}".rstrip())
+            typer.echo(f"  {_about_spec(spec)}".rstrip())
+    for effort in chosen.efforts:
+        kind = "random" if effort.stochastic else "deterministic"
+        typer.echo(f"\n{effort.budget} and {kind}: {effort.n_examples} images, {len(effort.attacks)} cells, white-box:")
+        for spec in effort.attacks:
+            if spec.track == "white_box":
+                typer.echo(f"  {_about_spec(spec)}")
+
+
+def _about_spec(spec: protocol.AttackSpec) -> str:
+    facts = [f"{k}={v}" for k, v in spec.params]
+    facts += [f"first {spec.n_examples} images"] * bool(spec.n_examples) + ["what is left"] * spec.cascade
+    return f"{spec.slug:<48} {', '.join(facts)}"
 
 
 def _show_defense(name: str, records: Path) -> None:
@@ -265,7 +278,7 @@ def _show_defense(name: str, records: Path) -> None:
 def compare(
     first: Annotated[str, typer.Argument(help="A defense.", autocompletion=_complete_defense)],
     second: Annotated[str, typer.Argument(help="Another.", autocompletion=_complete_defense)],
-    protocol_id: ProtocolId = "digits-v1-quick-draft",
+    protocol_id: ProtocolId = "digits-v1-quick",
     records: Records = Path("results"),
 ) -> None:
     """Compare two defenses cell by cell, image by image, from their records."""

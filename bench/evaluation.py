@@ -8,14 +8,15 @@ leaves [0, 1] or changes the shape, the image counts as wrong and the cell says 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from bench import attacks, device, draws, seeds, threat, training
+from bench import attacks, device, draws, seeds, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
 from bench.data import Split
 from bench.defense import Defense, has_door, source_hash
 from bench.progress import Progress
-from bench.protocol import AttackSpec, Protocol
+from bench.protocol import AttackSpec, Budget, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
 
-VERSION = 2  # of the rules in this file; part of every cell's key
-LAYOUT = 2  # of a cached chunk of images; part of its key
+VERSION = 4  # of the rules in this file; part of every cell's key
+LAYOUT = 3  # of a cached chunk of images; part of its key
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
+
+
+Wanted = NDArray[np.bool_]  # (n,) the images that a cell attacks
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class Subject:
     classifier_weights: str
     attacked: nn.Module  # what gray_box attacks: a net that no defense was given, unless the defense brings its own
     attacked_weights: str  # names it in the keys of shared images; with the code's hash where it is the defense's own
+    seed: int = 0  # that the defense was trained from
+    budget: Budget = "cheap"
+    units: float = 0.0  # what a purification costs: bench.cost
+    surrogate: nn.Module | None = None  # the harness's imitation of purify: bench.surrogate
+
+    @property
+    def answers(self) -> tuple[object, ...]:
+        """All that decides what the defense answers."""
+        return self.name, self.settings, self.weights, source_hash(self.cls), self.classifier_weights
 
 
 @dataclass(frozen=True)
@@ -66,10 +79,15 @@ class Examples:
     clean: Split
     indices: Tensor
 
-    def chunks(self) -> Iterator[slice]:
-        """Fixed pieces of the images: the unit of work and of resume."""
-        size = device.chunk_size(self.indices.device)
-        return (slice(start, min(start + size, len(self.indices))) for start in range(0, len(self.indices), size))
+    def first(self, n: int) -> Examples:
+        """The first `n` of them."""
+        return self if n >= len(self.indices) else replace(self, clean=self.clean[:n], indices=self.indices[:n])
+
+    def chunks(self, wanted: Wanted | None = None) -> Iterator[Tensor]:
+        """Fixed pieces of the images `wanted` (all unless told), as row numbers: the unit of work and of resume."""
+        size, place = device.chunk_size(self.indices.device), self.indices.device
+        rows = torch.arange(len(self.indices)) if wanted is None else torch.from_numpy(np.flatnonzero(wanted))
+        return (piece.to(place) for piece in torch.split(rows, size) if len(piece))
 
 
 def card(cls: type[Defense]) -> Card:
@@ -81,45 +99,66 @@ def card(cls: type[Defense]) -> Card:
     )  # fmt: skip
 
 
-def cell_key(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
-    """A hash of all that decides a cell's outcome: equal keys mean that a stored cell may be used again."""
-    return seeds.digest(
-        VERSION, protocol.hash, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.name, subject.settings,
-        subject.weights, source_hash(subject.cls), subject.classifier, subject.classifier_weights,
-        subject.attacked_weights,
-    )  # fmt: skip
+def wanted(subject: Subject, protocol: Protocol, spec: AttackSpec, earlier: Sequence[Cell]) -> Wanted:
+    """The images that a cell attacks, (n,): the protocol's first ones, or all; in a cascade only those that no
+    `earlier` cell of the same defense broke at a distance that counts here. On a random defense one wrong answer proves
+    nothing, so there all are attacked."""
+    rows = np.arange(protocol.n_examples) < (spec.n_examples or protocol.n_examples)
+    if spec.cascade and not subject.cls.stochastic and spec.norm is not None and spec.eps is not None:
+        for cell in earlier:
+            near = cell.outcomes.distance(spec.norm) <= spec.eps + TOLERANCE
+            rows &= ~(near & (cell.outcomes.correct == 0))
+    return rows
 
 
-def cell_name(subject: Subject, protocol: Protocol, spec: AttackSpec) -> str:
+def cell_name(subject: Subject, spec: AttackSpec) -> str:
     """The name under which the store keeps a cell."""
-    return spec.cell(subject.classifier, protocol.seed)
+    return spec.cell(subject.classifier, subject.seed)
 
 
-def evaluate_cell(
-    subject: Subject,
-    protocol: Protocol,
-    spec: AttackSpec,
-    examples: Examples,
-    cache: ChunkCache,
-    progress: Progress,
-) -> Cell:
-    """Attack the examples as `spec` says and score the defense on the attacked images, resuming from `cache`."""
+@dataclass(frozen=True)
+class Work:
+    """One cell to evaluate: who is attacked how, on which images, and on whom the images are made."""
+
+    subject: Subject
+    protocol: Protocol
+    spec: AttackSpec
+    wanted: Wanted
+    source: Subject | None = None  # of a transfer attack
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that decides the cell's outcome: equal keys mean that a stored cell may be used again."""
+        subject, spec = self.subject, self.spec
+        decides = [
+            VERSION, self.protocol.hash, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.name,
+            subject.settings, subject.weights, source_hash(subject.cls), subject.classifier, subject.classifier_weights,
+            subject.attacked_weights, subject.seed, self.wanted.tolist(),
+        ]  # fmt: skip
+        decides += [self.source.answers] if self.source else []
+        decides += [surrogate.VERSION] if spec.route == "surrogate" else []
+        return seeds.digest(*decides)
+
+
+def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: Progress) -> Cell:
+    """Attack the examples as the work's spec says and score the defense on the attacked images, resuming from
+    `cache`."""
+    subject, protocol, spec = work.subject, work.protocol, work.spec
     attacked: list[Arrays] = []
     scored: list[Arrays] = []
     errors: list[str] = []
     attack_seconds = scoring_seconds = 0.0
-    key = cell_key(subject, protocol, spec)
-    chunks = list(examples.chunks())
-    with progress.task(f"{subject.name} · {spec.slug}", total=len(examples.indices)) as advance:
-        for chunk in chunks:
+    chunks = list(examples.chunks(work.wanted))
+    with progress.task(f"{subject.name} · {spec.slug}", total=max(1, int(work.wanted.sum()))) as advance:
+        for rows in chunks:
             started = time.perf_counter()
-            images, error = attacked_images(subject, protocol, spec, examples, chunk, cache)
+            images, error = attacked_images(work, examples, rows, cache)
             device.synchronize(examples.indices.device)
             scoring_started = time.perf_counter()
-            chunk_key = _chunk_key("score", key, examples, chunk)
+            chunk_key = _chunk_key("score", work.key, examples, rows)
             score = cache.read(chunk_key)
             if score is None:
-                score, wrong = _score_chunk(subject, protocol, spec, examples, chunk, images)
+                score, wrong = _score_chunk(subject, protocol, spec, examples, rows, images)
                 error = error or wrong
                 if error:
                     score = _all_wrong(score) if images["failed"] else score
@@ -130,88 +169,112 @@ def evaluate_cell(
             scoring_seconds += time.perf_counter() - scoring_started
             attacked.append(images)
             scored.append(score)
-            advance(chunk.stop - chunk.start)
-    outcomes = _outcomes(examples, attacked, scored)
-    errors += _disagreement(subject, attacked, outcomes)
+            advance(len(rows))
+    outcomes = _outcomes(examples, work.wanted, attacked, scored)
+    errors = (_disagreement(subject, attacked, scored) if spec.knows_defense else []) + errors
     curves = [images["losses"] for images in attacked if not images["failed"]]
     curve = np.concatenate(curves, axis=1) if curves else np.empty((0, 0), np.float32)
+    looks = sum(float(images["looks"].sum()) for images in attacked)
+    blocked = sum(float((images["blocked"] * images["looks"]).sum()) for images in attacked)
     record = Record(
-        key=key,
+        harness=VERSION,
+        key=work.key,
         protocol=protocol.id,
         protocol_hash=protocol.hash,
         dataset=protocol.dataset,
-        n_examples=len(examples.indices),
+        n_examples=protocol.n_examples,
         defense=subject.name,
         card=card(subject.cls),
         recipe=subject.recipe,
         settings=subject.settings,
         weights=subject.weights,
+        code=source_hash(subject.cls),
         classifier=subject.classifier,
         classifier_weights=subject.classifier_weights,
+        budget=subject.budget,
+        units=float(f"{subject.units:.4g}"),
         track=spec.track,
         attack=spec.attack,
         attack_version=ATTACKS[spec.attack].version,
         norm=spec.norm,
         eps=spec.eps,
         route=spec.route,
+        source=spec.source,
+        source_weights=work.source.weights if work.source else "",
+        variant=spec.variant,
+        cascade=spec.cascade,
         params=dict(spec.params),
-        seed=protocol.seed,
+        seed=subject.seed,
         draws=_scoring_draws(subject, protocol),
         status="failed" if errors else "ok",
         error="; ".join(dict.fromkeys(errors))[:2000],
         forward_rows=int(sum(images["rows"][0] for images in attacked)),
         backward_rows=int(sum(images["rows"][1] for images in attacked)),
+        blocked=float(f"{blocked / looks:.6g}") if looks else None,
         loss_curve=_rounded(curve.mean(axis=1)) if curve.size else (),
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
-    for chunk in chunks:  # the record replaces them
-        cache.drop(_chunk_key("score", key, examples, chunk))
+    for rows in chunks:  # the record replaces them
+        cache.drop(_chunk_key("score", work.key, examples, rows))
     return Cell(record, outcomes)
 
 
 # ---------------------------------------------------------------------------------------------- attack
 
 
-def _chunk_key(purpose: str, what: object, examples: Examples, chunk: slice) -> str:
-    images = examples.clean.images[chunk].cpu().contiguous().numpy().tobytes()
+def _chunk_key(purpose: str, what: object, examples: Examples, rows: Tensor) -> str:
+    images = examples.clean.images[rows].cpu().contiguous().numpy().tobytes()
     content = hashlib.sha256(images).hexdigest()
-    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[chunk].tolist(), content)
+    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[rows].tolist(), content)
 
 
-def images_key(subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> str:
-    """The key of a chunk of attacked images. Where the attacker sees the classifier alone, no defense is in it, so all
+def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
+    """The key of a chunk of attacked images. Where the attacker does not see the defense its name is not in it, so all
     defenses share the images; else it is the cell's own."""
+    subject, spec = work.subject, work.spec
     if spec.knows_defense:
-        return _chunk_key("images", (LAYOUT, cell_key(subject, protocol, spec)), examples, chunk)
-    what = (LAYOUT, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.attacked_weights, protocol.seed)
-    return _chunk_key("images", what, examples, chunk)
+        return _chunk_key("images", (LAYOUT, work.key), examples, rows)
+    on: object = subject.attacked_weights if work.source is None else work.source.answers
+    what = (LAYOUT, spec.slug, spec.params, ATTACKS[spec.attack].version, on, work.protocol.seed)
+    return _chunk_key("images", what, examples, rows)
 
 
-def attacked_images(
-    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice, cache: ChunkCache
-) -> tuple[Arrays, str]:
-    """One chunk of images, attacked as `spec` says or found in the cache; and why the defense made that impossible.
+def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCache) -> tuple[Arrays, str]:
+    """One chunk of images, attacked as the work's spec says or found in the cache; and why the defense made that
+    impossible.
 
     Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images
-    that the attack saw misclassified (all False where it keeps no track), `rows` (forward, backward), `failed` ().
+    that the attack saw misclassified (all False where it keeps no track), `blocked` and `looks` (N,) how often the
+    gradient was of no use, `rows` (forward, backward), `failed` ().
     """
-    key = images_key(subject, protocol, spec, examples, chunk)
+    subject, spec = work.subject, work.spec
+    key = images_key(work, examples, rows)
     found = cache.read(key)
     if found is not None:
         return found, ""
-    clean, noise = examples.clean[chunk], _noise(protocol, spec, examples, chunk)
-    target = _target(subject, protocol, spec, chunk)
-    settings = {name: value for name, value in spec.params if name != "eot"}
+    clean = examples.clean[rows]
+    noise = _noise(work, examples, rows)
+    target = _target(work, int(rows[0]))
+    function = attacks.get(spec.attack)
+    settings: dict[str, object] = {name: value for name, value in spec.params if name != "eot"}
     if spec.eps is not None:
         settings["eps"] = spec.eps
     if len(ATTACKS[spec.attack].norms) > 1 and spec.norm is not None:
         settings["norm"] = spec.norm
+    if (
+        spec.knows_defense
+        and not subject.cls.stochastic
+        and "stop_when_broken" in inspect.signature(function).parameters
+    ):
+        settings["stop_when_broken"] = True  # the attacked pipeline is the scored one, and one answer is proof
+    touched = work.source or subject
     try:
-        with untouched(subject.defense.classifier), training.global_seed(seeds.derive(key)):
-            result = attacks.get(spec.attack)(target, clean.images, clean.labels, draws=noise, **settings)
+        with untouched(touched.defense.classifier), training.global_seed(seeds.derive(key)):
+            result = function(target, clean.images, clean.labels, draws=noise, **settings)
     except (Exception, SystemExit) as problem:
-        if not spec.knows_defense and subject.attacked_weights == subject.classifier_weights:
+        own_net = subject.attacked_weights != subject.classifier_weights
+        if work.source is not None or not (spec.knows_defense or own_net):
             raise  # no code of the defense was run
         never = torch.full_like(clean.labels, -1)
         result = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
@@ -226,43 +289,59 @@ def _rounded(curve: NDArray[np.float32]) -> tuple[float | None, ...]:
 
 
 def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) -> Arrays:
-    broken = torch.zeros_like(result.step_of_success, dtype=torch.bool) if result.broken is None else result.broken
+    none = torch.zeros_like(result.step_of_success)
+    broken = none.bool() if result.broken is None else result.broken
+    blocked, looks = (none if part is None else part for part in (result.blocked, result.looks))
     return {
         "images": result.images.cpu().numpy(),
         "losses": result.losses.float().cpu().numpy(),
         "step_of_success": result.step_of_success.cpu().numpy().astype(np.int16),
         "broken": broken.cpu().numpy(),
+        "blocked": blocked.float().cpu().numpy(),
+        "looks": looks.cpu().numpy(),
         "rows": np.array([target.forward_rows, target.backward_rows], dtype=np.int64),
         "failed": np.array(failed),
     }
 
 
-def _noise(protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice) -> draws.ImageDraws:
+def _noise(work: Work, examples: Examples, rows: Tensor) -> draws.ImageDraws:
     """The attack's own random numbers: the same for every radius, so that a larger ball starts further out."""
-    purpose = (protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
-    return draws.ImageDraws.derived(examples.indices[chunk], *purpose)
+    spec = work.spec
+    purpose = (work.protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
+    return draws.ImageDraws.derived(examples.indices[rows], *purpose)
 
 
-def _target(subject: Subject, protocol: Protocol, spec: AttackSpec, chunk: slice) -> threat.Target:
+def _target(work: Work, first: int) -> threat.Target:
+    spec = work.spec
+    if work.source is not None:
+        return threat.white_box(
+            work.source.defense, "autograd", eot=1, seed_parts=(work.protocol.seed, "source", first)
+        )
     if not spec.knows_defense:
-        return threat.gray_box(subject.attacked)
-    seed_parts = (protocol.seed, "attacked draws", subject.name, spec.slug, chunk.start)
-    return threat.white_box(subject.defense, spec.route, eot=spec.eot(stochastic=True), seed_parts=seed_parts)
+        return threat.gray_box(work.subject.attacked)
+    seed_parts = (work.protocol.seed, "attacked draws", work.subject.name, work.subject.seed, spec.slug, first)
+    eot = spec.eot(stochastic=True)
+    if spec.track == "query":
+        return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)
+    return threat.white_box(
+        work.subject.defense, spec.route, eot=eot, seed_parts=seed_parts, surrogate=work.subject.surrogate
+    )
 
 
 def _all_wrong(score: Arrays) -> Arrays:
     """What counts where the defense raised under attack, so that no attacked image exists: every image is wrong."""
     n = len(score["correct"])
-    wrong = {"correct": np.zeros(n, np.float32), "selection": np.zeros(n, np.float32)}
+    wrong = {name: np.zeros(n, np.float32) for name in ("correct", "selection", "selection_margin")}
     return {**score, **wrong, "predicted": np.full(n, -1, np.int16), "margin": np.full(n, np.nan, np.float32)}
 
 
-def _disagreement(subject: Subject, attacked: list[Arrays], outcomes: Outcomes) -> list[str]:
+def _disagreement(subject: Subject, attacked: list[Arrays], scored: list[Arrays]) -> list[str]:
     """Voids a deterministic cell in which more than 0.5 % of the images that the attack saw broken score as right."""
-    if subject.cls.stochastic:
+    if subject.cls.stochastic or not attacked:
         return []
     broken = np.concatenate([images["broken"] for images in attacked])
-    share = float((broken & (outcomes.correct > 0)).mean())
+    right = np.concatenate([score["correct"] for score in scored]) > 0
+    share = float((broken & right).mean())
     if share <= MAXIMAL_DISAGREEMENT:
         return []
     return [f"{share:.1%} of the images were misclassified under attack and score as right: it is not one function"]
@@ -328,10 +407,10 @@ def _described(value: object) -> str:
 
 
 def _score_chunk(
-    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, chunk: slice, images: Arrays
+    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor, images: Arrays
 ) -> tuple[Arrays, str]:
     """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing)."""
-    clean, place = examples.clean[chunk], examples.indices.device
+    clean, place = examples.clean[rows], examples.indices.device
     attacked = torch.from_numpy(images["images"]).to(place)
     if not bool((attacked.isfinite() & (attacked >= 0) & (attacked <= 1)).all()):
         raise AssertionError(f"{spec.slug} left [0, 1]: a bug in the attack, not in the defense")
@@ -341,9 +420,9 @@ def _score_chunk(
     if reached is not None and spec.eps is not None and float(reached.max()) > spec.eps + TOLERANCE:
         raise AssertionError(f"{spec.slug} left its ball: a bug in the attack, not in the defense")
     n, n_draws = len(clean), _scoring_draws(subject, protocol)
-    seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, chunk.start)
+    seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, int(rows[0]))
     right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
-    margin = torch.zeros(n, device=place)
+    margin, selection_margin = torch.zeros(n, device=place), torch.zeros(n, device=place)
     predicted = torch.full((n,), -1, device=place)
     shown = torch.zeros_like(attacked)
     error = ""
@@ -353,6 +432,7 @@ def _score_chunk(
             for _ in range(protocol.selection_draws if subject.cls.stochastic else 0):
                 _, logits = defended(subject.defense, attacked, generator)
                 selection += (logits.argmax(dim=1) == clean.labels) & logits.isfinite().all(dim=1)
+                selection_margin += losses.true_gap(logits, clean.labels) / protocol.selection_draws
             for draw in range(n_draws):
                 purified, logits = defended(subject.defense, attacked, generator)
                 broken = ~logits.isfinite().all(dim=1)
@@ -366,17 +446,18 @@ def _score_chunk(
     except (Exception, SystemExit) as problem:  # whatever a defense does wrong, it never gains by it
         error = f"{type(problem).__name__}: {problem}"
         right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
-        margin = torch.full((n,), torch.nan, device=place)
+        margin, selection_margin = torch.full((n,), torch.nan, device=place), torch.zeros(n, device=place)
         predicted = torch.full((n,), -1, device=place)
-    first = max(0, EXHIBITS - chunk.start)
+    shown_rows = (rows < EXHIBITS).to(place)
     score = {
         "predicted": predicted.cpu().numpy().astype(np.int16),
         "correct": (right / n_draws).cpu().numpy().astype(np.float32),
         "selection": (selection / protocol.selection_draws if subject.cls.stochastic else right).cpu().numpy(),
+        "selection_margin": selection_margin.cpu().numpy().astype(np.float32),
         "margin": margin.cpu().numpy().astype(np.float32),
         "linf": linf.cpu().numpy().astype(np.float32),
         "l2": l2.cpu().numpy().astype(np.float32),
-        "exhibits": torch.stack([_bytes(x[:first]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
+        "exhibits": torch.stack([_bytes(x[shown_rows]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
     }
     return score, error
 
@@ -385,15 +466,29 @@ def _bytes(images: Tensor) -> Tensor:
     return (torch.nan_to_num(images).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _outcomes(examples: Examples, attacked: list[Arrays], scored: list[Arrays]) -> Outcomes:
-    joined = {name: np.concatenate([part[name] for part in scored]) for name in scored[0] if name != "exhibits"}
+def _outcomes(examples: Examples, wanted: Wanted, attacked: list[Arrays], scored: list[Arrays]) -> Outcomes:
+    n = len(wanted)
+
+    def spread(name: str, parts: list[Arrays], blank: NDArray[Any]) -> NDArray[Any]:
+        if parts:
+            blank[wanted] = np.concatenate([part[name] for part in parts])
+        return blank
+
+    blanks = {name: np.full(n, np.nan, np.float32) for name in ("correct", "selection", "selection_margin", "margin")}
+    blanks |= {name: np.full(n, np.inf, np.float32) for name in ("linf", "l2")}
+    blanks["predicted"] = np.full(n, -1, np.int16)
+    shape = examples.clean.images.shape[1:]
+    pictures = np.zeros((3, min(EXHIBITS, n), *shape), np.uint8)  # black where an image was not attacked
+    if scored:
+        pictures[:, wanted[:EXHIBITS]] = np.concatenate([part["exhibits"] for part in scored], axis=1)
     return Outcomes(
+        attacked=wanted.copy(),
         label=examples.clean.labels.cpu().numpy().astype(np.int16),
-        accepted=np.ones(len(examples.indices), dtype=np.float32),
-        rejection_score=np.zeros(len(examples.indices), dtype=np.float32),
-        step_of_success=np.concatenate([part["step_of_success"] for part in attacked]),
-        exhibits=np.concatenate([part["exhibits"] for part in scored], axis=1),
-        **joined,
+        accepted=np.ones(n, dtype=np.float32),
+        rejection_score=np.zeros(n, dtype=np.float32),
+        step_of_success=spread("step_of_success", attacked, np.full(n, -1, np.int16)),
+        exhibits=pictures,
+        **{name: spread(name, scored, blank) for name, blank in blanks.items()},
     )
 
 

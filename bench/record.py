@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
-from bench.protocol import AttackSpec
+from bench.protocol import AttackSpec, Budget, Route, Track
 
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
@@ -61,6 +62,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
+    harness: int = Field(description="the version of the rules by which cells are evaluated")
     key: str = Field(description="sha256 of all that decides the outcome; equal keys mean the same cell")
     protocol: str
     protocol_hash: str
@@ -71,21 +73,31 @@ class Record(BaseModel):
     recipe: str
     settings: Mapping[str, Any] = Field(description="the defense's hyper-parameters under this recipe")
     weights: str = Field(description="sha256 of the defense's weights; empty where there are none")
+    code: str = Field("", description="sha256 of the defense's code, without prose")
     classifier: str
     classifier_weights: str
-    track: str
+    budget: Budget = Field("cheap", description="the class of the purification's cost")
+    units: float = Field(0, ge=0, description="that cost, in forward and backward passes of the classifier")
+    track: Track
     attack: str
     attack_version: int
     norm: Literal["linf", "l2"] | None
     eps: float | None = Field(ge=0)
-    route: Literal["", "autograd", "bpda"] = Field("", description="the gradient of a white-box attack")
+    route: Route = Field("", description="the gradient of a white-box attack")
+    source: str = Field("", description="the defense that the images of a transfer attack were made on")
+    source_weights: str = Field("", description="sha256 of that defense's weights")
+    variant: str = Field("", description="tells apart cells that share everything else")
+    cascade: bool = Field(False, description="only images that no earlier cell had broken were attacked")
     params: Mapping[str, int | float | str | bool]
-    seed: int
+    seed: int = Field(description="from which the defense was trained and attacked")
     draws: int = Field(ge=1, description="scoring draws averaged for each image; 1 for a deterministic defense")
     status: Literal["ok", "failed"]
     error: str = Field("", description="why the defense failed on some or all images; those count as wrong")
     forward_rows: int = Field(ge=0, description="images that the attack sent forward through the attacked model")
     backward_rows: int = Field(ge=0, description="images that it sent backward")
+    blocked: float | None = Field(
+        None, ge=0, le=1, description="share of the attack's looks at unbroken images that gave no usable gradient"
+    )
     loss_curve: tuple[float | None, ...] = Field(
         (), description="the attack's mean loss before each step and after the last; null where it was not finite"
     )
@@ -93,10 +105,17 @@ class Record(BaseModel):
     run: Run
 
     @property
+    def spec(self) -> AttackSpec:
+        """The attack that this record answers."""
+        return AttackSpec(
+            self.attack, self.track, self.norm, self.eps, tuple(sorted(self.params.items())), self.route, self.source,
+            cascade=self.cascade, variant=self.variant,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    @property
     def cell(self) -> str:
         """The file's name without `.json`: unique among the cells of one defense under one protocol."""
-        spec = AttackSpec(self.attack, self.track, self.norm, self.eps, route=self.route)  # type: ignore[arg-type]
-        return spec.cell(self.classifier, self.seed)
+        return self.spec.cell(self.classifier, self.seed)
 
     def lasting(self) -> dict[str, Any]:
         """The record without its `run` block: what a repeated run on the same machine reproduces byte for byte."""
@@ -114,13 +133,19 @@ def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What happened to each of the n images, in the protocol's order."""
+    """What happened to each of the n images, in the protocol's order.
 
+    An image that the cell did not attack (it lies beyond the cell's first ones, or an earlier cell of the cascade had
+    broken it) has nan for shares and margin, -1 for classes and steps, and lies infinitely far away.
+    """
+
+    attacked: NDArray[np.bool_]  # (n,)
     label: NDArray[np.int16]  # (n,)
     predicted: NDArray[np.int16]  # (n,) -1 where the defense failed
     margin: NDArray[np.float32]  # (n,) true logit minus the best other; nan where the defense failed
     correct: NDArray[np.float32]  # (n,) share of scoring draws that were right, in [0, 1]
     selection: NDArray[np.float32]  # (n,) the same on other draws, which choose the worst of several attacks
+    selection_margin: NDArray[np.float32]  # (n,) the mean margin on those draws; 0 for a deterministic defense
     accepted: NDArray[np.float32]  # (n,) share of draws that were not refused
     rejection_score: NDArray[np.float32]  # (n,) 0 for a defense that cannot refuse
     linf: NDArray[np.float32]  # (n,) realised distance to the clean image
@@ -135,6 +160,11 @@ class Outcomes:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def accuracy(self) -> float:
+        """The mean share of right draws over the images that the cell attacked; nan where it attacked none."""
+        return float(self.correct[self.attacked].mean()) if self.attacked.any() else math.nan
 
     def distance(self, norm: str) -> NDArray[np.float32]:
         """The realised distances in `norm`, "linf" or "l2"."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from bench import statistics
 from bench.errors import BenchError
-from bench.protocol import Protocol
+from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell
+from bench.verdicts import Verdict, over_seeds
 
 
 def percent(share: float) -> str:
@@ -19,41 +23,135 @@ def percent(share: float) -> str:
 
 
 def accuracy(cell: Cell) -> str:
-    """A cell's accuracy with its 95 % interval."""
-    values = cell.outcomes.correct.astype(np.float64)
-    low, high = statistics.accuracy_interval(values)
-    return f"{percent(float(values.mean()))} [{100 * low:.1f}, {100 * high:.1f}]"
+    """A cell's accuracy with its 95 % interval, on the images that it attacked; what became of them in a cascade."""
+    mask, outcomes = cell.outcomes.attacked, cell.outcomes
+    attacked = int(mask.sum())
+    if cell.record.cascade:
+        return f"attacked {attacked} of {len(mask)}, broke {int((outcomes.correct[mask] <= 0.5).sum())}"
+    if not attacked:
+        return "–"
+    low, high = statistics.accuracy_interval(outcomes.correct[mask].astype(np.float64))
+    return f"{percent(outcomes.accuracy)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def summary(cells: Sequence[Cell], protocol: Protocol) -> Table:
-    """One row for each defense and classifier: clean accuracy, worst case at each Linf radius, mean robust radius."""
-    measured = {cell.record.cell for cell in cells}
-    whole = all(any(f".{spec.slug}.seed" in name for name in measured) for spec in protocol.attacks)
+@dataclass(frozen=True)
+class _Group:
+    """The cells of one defense on one classifier, and the protocol as that defense meets it."""
+
+    cells: Sequence[Cell]
+    effort: Protocol
+    verdicts: tuple[Verdict, ...] = ()
+
+    def found(self, level: str) -> list[Verdict]:
+        """The verdicts of one level."""
+        return [verdict for verdict in self.verdicts if verdict.level == level]
+
+    @property
+    def name(self) -> str:
+        record = self.cells[0].record
+        return f"{record.card.title} ({record.defense})"
+
+    @property
+    def seeds(self) -> list[list[Cell]]:
+        """The cells of each seed that count, in the protocol's order; only seeds that have their clean cell."""
+        wanted = {spec.slug for spec in self.effort.attacks}
+        counted = [cell for cell in self.cells if cell.record.spec.slug in wanted]
+        by_seed = [[c for c in counted if c.record.seed == seed] for seed in sorted({c.record.seed for c in counted})]
+        sound = (cells for cells in by_seed if any(cell.record.spec.slug == "clean.none" for cell in cells))
+        return [statistics.ordered(cells, self.effort) for cells in sound]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no cell is missing, and none has left out an image that it should have attacked."""
+        present = {(cell.record.spec.slug, cell.record.seed) for cell in self.cells}
+        seeds = {cell.record.seed for cell in self.cells}
+        has_all = all((spec.slug, seed) in present for spec in self.effort.attacks for seed in seeds)
+        return has_all and not any(statistics.left_out(cells, self.effort) for cells in self.seeds)
+
+
+def _groups(cells: Sequence[Cell], protocol: Protocol) -> list[_Group]:
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.record.defense, cell.record.classifier), []).append(cell)
+    groups = {}
+    for key, group in found.items():
+        record = group[0].record
+        groups[key] = _Group(group, protocol.effort(record.budget, stochastic=record.card.stochastic))
+    return [_judged(group, groups.get(("identity", classifier))) for (_, classifier), group in groups.items()]
+
+
+def _judged(group: _Group, bare: _Group | None) -> _Group:
+    """The group with its verdicts, seed by seed against `identity` on the same classifier."""
+    baselines = (bare.seeds if bare else []) or [[]]
+    pairs = ((cells, baselines[k % len(baselines)]) for k, cells in enumerate(group.seeds))
+    return replace(group, verdicts=over_seeds(pairs, group.effort))
+
+
+def summary(cells: Sequence[Cell], protocol: Protocol) -> Group:
+    """What a run found: the numbers of each defense, what broke most images, and whether to believe it."""
+    groups = _groups(cells, protocol)
+    whole = all(group.is_whole for group in groups)
     what = "worst case of all attacks" if whole else "worst case of the selected attacks: not a result"
     table = Table(title=f"{protocol.id}, {what}", caption=_caveat(protocol), caption_justify="left")
     table.add_column("defense")
-    for heading in (
-        "classifier",
-        "clean",
-        *(f"Linf {eps:g}" for eps in protocol.linf_radii),
-        "mean robust radius",
-    ):
+    radii = [f"Linf {eps:g}" for eps in protocol.linf_radii]
+    for heading in ("classifier", "n", "clean", *radii, "mean robust radius"):
         table.add_column(heading, justify="right")
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.record.defense, cell.record.classifier), []).append(cell)
-    for (defense, classifier), group in groups.items():
-        failed = sum(cell.record.status == "failed" for cell in group)
-        name = f"{group[0].record.card.title} ({defense})" + (f", {failed} cells failed" if failed else "")
-        if not any(cell.record.attack == "none" for cell in group):
-            table.add_row(name, classifier, *["–"] * (len(protocol.linf_radii) + 2))
-            continue
-        curve = statistics.robustness(group, "linf", protocol.linf_radii)
-        radius = statistics.robust_radius(curve, protocol.linf_radii)
-        low, high = statistics.bootstrap(radius)
-        shares = [percent(float(share)) for share in curve.mean(axis=1)]
-        table.add_row(name, classifier, *shares, f"{radius.mean():.3f} [{low:.3f}, {high:.3f}]" if whole else "–")
-    return table
+    for group in groups:
+        _add_row(table, group, protocol)
+    return Group(table, *_strongest(groups, protocol), *_verdicts(groups))
+
+
+def _add_row(table: Table, group: _Group, protocol: Protocol) -> None:
+    record = group.cells[0].record
+    failed = sum(cell.record.status == "failed" for cell in group.cells)
+    costly = "" if record.budget == "cheap" else "upper bound, reduced budget"
+    warned = (
+        "not evaluated" if group.found("breach") else "upper bound, unverified" if group.found("warning") else costly
+    )
+    name = ", ".join(filter(None, (group.name, warned, f"{failed} cells failed" if failed else "")))
+    seeds = group.seeds
+    if not seeds or group.found("breach"):
+        table.add_row(name, record.classifier, str(record.n_examples), *["–"] * (len(protocol.linf_radii) + 2))
+        return
+    curve = np.mean([statistics.robustness(cells, "linf", protocol.linf_radii) for cells in seeds], axis=0)
+    radius = statistics.robust_radius(curve, protocol.linf_radii)
+    low, high = statistics.bootstrap(radius)
+    shares = [percent(float(share)) for share in curve.mean(axis=1)]
+    mean = f"{radius.mean():.3f} [{low:.3f}, {high:.3f}]" if group.is_whole else "–"
+    table.add_row(name, record.classifier, str(record.n_examples), *shares, mean)
+
+
+def _strongest(groups: Sequence[_Group], protocol: Protocol) -> Iterator[Table]:
+    """What broke most images of each defense at the headline radii."""
+    groups = [group for group in groups if group.seeds and not group.found("breach")]
+    if not protocol.headline_radii or not groups:
+        return
+    table = Table(title="broke most right images, the first attack that broke one counting")
+    table.add_column("defense")
+    for eps in protocol.headline_radii:
+        table.add_column(f"Linf {eps:g}")
+    for group in groups:
+        found = [statistics.strongest(group.seeds, eps) for eps in protocol.headline_radii]
+        said = [f"{_called(one.kind)}: {one.broken} of {one.total}" if one else "none fell" for one in found]
+        table.add_row(group.name, *said)
+    yield table
+
+
+def _called(kind: AttackSpec) -> str:
+    source = f"from {kind.source}" if kind.source else ""
+    return f"{kind.attack} ({' '.join(filter(None, (kind.track, kind.route, source)))})"
+
+
+def _verdicts(groups: Sequence[_Group]) -> Iterator[Text]:
+    """Breaches and warnings in full, notes by name."""
+    for group in groups:
+        for level, style in (("breach", "bold red"), ("warning", "yellow")):
+            for verdict in group.found(level):
+                yield Text(f"{level}: {group.name}, {verdict.rule}. {verdict.text}", style=style)
+        notes = ", ".join(verdict.rule for verdict in group.found("note"))
+        if notes:
+            yield Text(f"notes: {group.name}, {notes}", style="dim")
 
 
 def details(cells: Sequence[Cell]) -> Table:
@@ -61,46 +159,49 @@ def details(cells: Sequence[Cell]) -> Table:
     table = Table()
     for heading in ("track", "attack", "budget"):
         table.add_column(heading)
-    for heading in (
-        "accuracy, 95 % interval",
-        "median Linf",
-        "median L2",
-        "forward rows",
-        "backward rows",
-        "status",
-    ):
+    table.add_column("accuracy, 95 % interval", justify="right", no_wrap=True)
+    for heading in ("n", "median Linf", "median L2", "forward rows", "backward rows", "blocked", "status"):
         table.add_column(heading, justify="right")
     for cell in cells:
         record, outcomes = cell.record, cell.outcomes
+        mask = outcomes.attacked
         budget = f"{record.norm} {record.eps:g}" if record.norm and record.eps is not None else "–"
-        track = f"{record.track} {record.route}".strip()
+        source = f"from {record.source}" if record.source else ""
+        linf, l2 = (f"{np.median(d[mask]):.3f}" if mask.any() else "–" for d in (outcomes.linf, outcomes.l2))
         table.add_row(
-            track, record.attack, budget, accuracy(cell), f"{np.median(outcomes.linf):.3f}",
-            f"{np.median(outcomes.l2):.2f}", f"{record.forward_rows:,}", f"{record.backward_rows:,}",
+            " ".join(filter(None, (record.track, record.route, source))), f"{record.attack} {record.variant}".strip(),
+            budget, accuracy(cell), str(int(mask.sum())), linf, l2,
+            f"{record.forward_rows:,}", f"{record.backward_rows:,}",
+            "–" if record.blocked is None else percent(record.blocked),
             record.status if record.status == "ok" else f"failed: {record.error}",
         )  # fmt: skip
     return table
 
 
 def comparison(first: Sequence[Cell], second: Sequence[Cell]) -> Table:
-    """Cell by cell, two defenses on the same attacked track: the paired difference with its bootstrap interval.
+    """Cell by cell, two defenses on the same images: the paired difference with its bootstrap interval.
+
+    Cells of a cascade attack what each defense left over and have no pair.
 
     Raises BenchError if they share no cell.
     """
-    theirs = {cell.record.cell: cell for cell in second}
-    pairs = [(cell, theirs[cell.record.cell]) for cell in first if cell.record.cell in theirs]
+    theirs = {cell.record.cell: cell for cell in second if not cell.record.cascade and cell.outcomes.attacked.any()}
+    cold = [cell for cell in first if not cell.record.cascade and cell.outcomes.attacked.any()]
+    pairs = [(cell, theirs[cell.record.cell]) for cell in cold if cell.record.cell in theirs]
     if not pairs:
         raise BenchError("the two share no cell of one protocol; run both under the same one")
     names = [pairs[0][0].record.defense, pairs[0][1].record.defense]
     table = Table(title=f"{names[0]} against {names[1]}, {pairs[0][0].record.protocol}")
-    for heading in ("cell", *names, "difference, 95 % interval"):
+    for heading in ("cell", "n", *names, "difference, 95 % interval"):
         table.add_column(heading, justify="left" if heading == "cell" else "right")
     for mine, other in pairs:
-        gap = mine.outcomes.correct.astype(np.float64) - other.outcomes.correct.astype(np.float64)
-        low, high = statistics.bootstrap(gap)
-        values = f"{100 * gap.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-        shares = [percent(float(cell.outcomes.correct.mean())) for cell in (mine, other)]
-        table.add_row(mine.record.cell.removesuffix(f".seed{mine.record.seed}"), *shares, values)
+        n = min(len(mine.outcomes.attacked), len(other.outcomes.attacked))
+        both = mine.outcomes.attacked[:n] & other.outcomes.attacked[:n]
+        ours, others = (cell.outcomes.correct[:n][both].astype(np.float64) for cell in (mine, other))
+        low, high = statistics.bootstrap(ours - others)
+        values = f"{100 * (ours - others).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+        name = mine.record.cell.removesuffix(f".seed{mine.record.seed}")
+        table.add_row(name, str(len(ours)), percent(float(ours.mean())), percent(float(others.mean())), values)
     return table
 
 

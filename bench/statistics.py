@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from bench import seeds
+from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell
 
 Array = NDArray[np.float64]
@@ -17,27 +19,103 @@ TOLERANCE = 1e-6  # slack on realised norms: float32 rounding, never a bigger ba
 RESAMPLES = 4000
 
 
-def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Array:
-    """The probability that each image is still classified right at radius 0 and at each of `radii`, (1 + R, n).
+def ordered(cells: Iterable[Cell], protocol: Protocol) -> list[Cell]:
+    """The cells in the order in which the protocol makes them; those that it does not name come last, by name."""
+    place = {spec.slug: k for k, spec in enumerate(protocol.attacks)}
+    return sorted(cells, key=lambda cell: (place.get(cell.record.spec.slug, len(place)), cell.record.cell))
+
+
+def worst_versions(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> NDArray[np.intp]:
+    """Which of `cells` holds the version of each image that decides at radius 0 and at each of `radii`, (1 + R, n).
 
     An attacked image counts at radius eps if and only if its realised distance is at most eps + 1e-6, whichever attack
-    made it; the clean image counts everywhere. Of the versions that count, the worst decides. For a random defense the
-    worst is chosen on the selection draws and its value taken from the fresh scoring draws: a minimum over noisy
-    values would count luck as an attack. All cells must be of one defense, one classifier, one protocol and one seed.
-    Raises ValueError without a clean cell.
+    made it; the clean image counts everywhere. Of the versions that count, the worst decides: the one right on
+    fewest selection draws, of equals the one of lowest margin on them (0 for a deterministic defense), of equals the
+    first. Images that a cell did not attack are infinitely far away and never count. All cells must be of one defense,
+    one classifier, one protocol and one seed. Raises ValueError without a clean cell.
     """
-    clean = np.array([cell.record.attack == "none" for cell in cells])
+    clean = np.array([cell.record.attack == "none" and not cell.record.variant for cell in cells])
     if not clean.any():
         raise ValueError("robustness needs the clean cell (attack 'none')")
     chosen_by = np.stack([cell.outcomes.selection for cell in cells]).astype(np.float64)  # (cells, n)
-    values = np.stack([cell.outcomes.correct for cell in cells]).astype(np.float64)
+    margin = np.nan_to_num(np.stack([cell.outcomes.selection_margin for cell in cells]), nan=-np.inf)
     distance = np.stack([cell.outcomes.distance(norm) for cell in cells])
     rows = []
     for eps in (-np.inf, *radii):  # at radius 0 the clean image alone
         counted = clean[:, None] | (distance <= eps + TOLERANCE)
-        worst = np.where(counted, chosen_by, np.inf).argmin(axis=0)
-        rows.append(np.take_along_axis(values, worst[None], axis=0)[0])
-    return np.stack(rows)  # (1 + R, n)
+        fewest = np.where(counted, chosen_by, np.inf)
+        worst = counted & (fewest == fewest.min(axis=0))
+        rows.append(np.where(worst, margin, np.inf).argmin(axis=0))
+    return np.stack(rows)
+
+
+def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Array:
+    """The probability that each image is still classified right at radius 0 and at each of `radii`, (1 + R, n).
+
+    That of its worst version (`worst_versions`), taken from the fresh scoring draws: a minimum over noisy values would
+    count luck as an attack. Raises ValueError without a clean cell.
+    """
+    values = np.stack([cell.outcomes.correct for cell in cells]).astype(np.float64)  # (cells, n)
+    return np.take_along_axis(values, worst_versions(cells, norm, radii), axis=0)
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """The attack that broke most images: `broken` of the `total` that all attacks together broke.
+
+    `kind` is its spec without a strength: track, attack, route, source and norm.
+    """
+
+    kind: AttackSpec
+    broken: int
+    total: int
+
+
+def strongest(seeds: Sequence[Sequence[Cell]], eps: float) -> Strongest | None:
+    """What broke most images within the Linf ball of radius `eps`, over all seeds; None where every right image held.
+
+    A broken image is right on most draws when clean and wrong on most when attacked. It is put down to the first cell
+    that holds its worst version, so the cells of each seed must be `ordered`. Cells that differ in strength alone are
+    one attack: in a cascade the smaller balls come first. Of equally strong attacks the first one is named.
+    """
+    broken: dict[AttackSpec, int] = {}
+    for cells in seeds:
+        worst = worst_versions(cells, "linf", [eps])[1]
+        clean, attacked = robustness(cells, "linf", [eps])
+        blamed = worst[(clean > 0.5) & (attacked <= 0.5)]
+        for index, cell in enumerate(cells):
+            spec = cell.record.spec
+            kind = AttackSpec(spec.attack, spec.track, spec.norm, route=spec.route, source=spec.source)
+            broken[kind] = broken.get(kind, 0) + int((blamed == index).sum())
+    total = sum(broken.values())
+    most = max(broken, key=lambda kind: broken[kind])
+    return Strongest(most, broken[most], total) if total else None
+
+
+def left_out(cells: Sequence[Cell], protocol: Protocol) -> dict[str, int]:
+    """How many images each cell left out without a reason, by the cell's name; cells that owe none are not named.
+
+    `protocol` is as the defense of `cells` meets it. A cell owes the images that its spec names; a cascade cell all of
+    them but those that some cell has broken, or that are wrong when clean, at a distance in its norm that counts there.
+    """
+    specs = {spec.slug: spec for spec in protocol.attacks}
+    wrong = np.stack([cell.outcomes.correct == 0 for cell in cells])  # (cells, n)
+    nearest = {
+        norm: np.where(wrong, np.stack([cell.outcomes.distance(norm) for cell in cells]), np.inf).min(axis=0)
+        for norm in ("linf", "l2")
+    }  # (n,) how far the nearest broken version of each image lies
+    found = {}
+    for cell in cells:
+        spec = specs.get(cell.record.spec.slug)
+        if spec is None:
+            continue
+        owed = np.arange(len(cell.outcomes.attacked)) < (spec.n_examples or protocol.n_examples)
+        if spec.cascade and spec.norm is not None and spec.eps is not None:
+            owed &= ~(nearest[spec.norm] <= spec.eps + TOLERANCE)
+        count = int((owed & ~cell.outcomes.attacked).sum())
+        if count:
+            found[cell.record.cell] = count
+    return found
 
 
 def robust_radius(curve: Array, radii: Sequence[float]) -> Array:
@@ -83,24 +161,28 @@ def accuracy_interval(values: Array) -> tuple[float, float]:
 def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
     """The rank of each entry: 1 + the number of entries that are significantly better. Ties share a rank.
 
-    `entries` maps names to per-image values on the same images, higher is better. All pairs are compared by the
-    paired difference of means with a bootstrap standard error, two-sided, Holm-corrected at `level` over all pairs.
+    `entries` maps names to per-image values, higher is better. All pairs are compared on the images that both have (the
+    first ones: entries may differ in length) by the paired difference of means with a bootstrap standard error,
+    two-sided, Holm-corrected at `level` over all pairs.
     """
     names = list(entries)
-    if len(names) < 2:
-        return dict.fromkeys(names, 1)
-    table = np.stack([entries[name] for name in names])  # (E, n)
-    resampled = _resampling_weights(table.shape[1]) @ table.T  # (RESAMPLES, E)
-    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
-    p_values = []
-    for i, j in pairs:
-        gap = float(np.mean(table[i] - table[j]))
-        error = float(np.std(resampled[:, i] - resampled[:, j]))
+    pairs = [(first, second) for i, first in enumerate(names) for second in names[:i]]
+    gaps, p_values = [], []
+    for first, second in pairs:
+        difference = paired(entries[first], entries[second])
+        gap, error = float(difference.mean()), float(np.std(_resampling_weights(len(difference)) @ difference))
+        gaps.append(gap)
         p_values.append(1.0 if gap == 0 else 0.0 if error == 0 else float(2 * stats.norm.sf(abs(gap) / error)))
     beaten = dict.fromkeys(names, 0)
     for k, index in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[index] > level / (len(pairs) - k):
             break
-        i, j = pairs[index]
-        beaten[names[j] if table[i].mean() > table[j].mean() else names[i]] += 1
+        first, second = pairs[index]
+        beaten[second if gaps[index] > 0 else first] += 1
     return {name: 1 + beaten[name] for name in names}
+
+
+def paired(first: Array, second: Array) -> Array:
+    """The differences `first` - `second` on the images that both have: the first ones of one fixed permutation."""
+    n = min(len(first), len(second))
+    return first[:n] - second[:n]
