@@ -7,12 +7,11 @@ from torch import Generator, Tensor, nn
 
 from bench import training
 from bench.data import Dataset
-from bench.defense import Defense
 from bench.progress import Progress
-from defenses.vae import ConvVAE, evidence_loss, sample
+from defenses.vae import ConvVAE, VAEPurifier, evidence_loss, sample
 
 
-class IdentityVAE(Defense):
+class IdentityVAE(VAEPurifier):
     """Images are replaced by their reconstruction by a VAE that has seen clean images only.
 
     Architecture of Defense-VAE, loss and optimiser of MAD-VAE's identity row (Morlock and Wang 2020,
@@ -24,7 +23,6 @@ class IdentityVAE(Defense):
     title = "Identity VAE"
     paper = "https://github.com/Derek-Wds/MAD-VAE"
     year = 2020
-    differentiable = True
     trained_on = "clean images"
     recipes = {
         "fast": {"width": 32, "batch_size": 128, "epochs": 5, "minimum_steps": 600, "decay": True},
@@ -45,8 +43,7 @@ class IdentityVAE(Defense):
         minimum_steps: int = 0,
         decay: bool = False,
     ) -> None:
-        super().__init__(classifier)
-        self.vae = ConvVAE(shape, width, latent)
+        super().__init__(classifier, ConvVAE(shape, width, latent))
         self.kl_weight, self.learning_rate, self.batch_size = kl_weight, learning_rate, batch_size
         self.epochs, self.minimum_steps, self.decay = epochs, minimum_steps, decay
 
@@ -73,18 +70,16 @@ class IdentityVAE(Defense):
             label=f"training Identity VAE on {data.name}",
         )
 
+
+class SampledIdentityVAE(IdentityVAE):
+    """The Identity VAE with a latent drawn from its posterior at every call: a defense by randomness.
+
+    The same training; only the code that is decoded is a reparameterised draw instead of the posterior mean.
+    """
+
+    title = "Identity VAE, sampled"
+    stochastic = True
+
     def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        """The reconstruction from the posterior mean."""
-        return self.decode(self.encode(images))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The posterior mean, (N, latent)."""
-        return self.posterior(images)[0]
-
-    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, each (N, latent)."""
-        return self.vae.posterior(images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images from latents (N, latent)."""
-        return self.vae.decode(latents)
+        """The reconstruction from a draw of the posterior."""
+        return self.decode(sample(*self.posterior(images), generator))

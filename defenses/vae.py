@@ -1,9 +1,11 @@
-"""The convolutional variational autoencoder that the VAE defenses share (Li and Ji 2019, Defense-VAE, "VAE18")."""
+"""What the VAE defenses share: the convolutional autoencoder (Li and Ji 2019, Defense-VAE, "VAE18") and their doors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
+
+from bench.defense import Defense
 
 
 class ConvVAE(nn.Module):
@@ -45,6 +47,35 @@ class ConvVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] from latents (N, latent)."""
         return self.decoder(latents)  # type: ignore[no-any-return]
+
+
+class VAEPurifier(Defense):
+    """A defense that replaces images by their reconstruction by `vae`, decoded from the posterior mean.
+
+    `vae` offers `posterior(images) -> (mean, log-variance)` and `decode(latents) -> images`, as `ConvVAE` does.
+    """
+
+    differentiable = True
+
+    def __init__(self, classifier: nn.Module, vae: ConvVAE) -> None:
+        super().__init__(classifier)
+        self.vae = vae
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        """The reconstruction from the posterior mean."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The posterior mean, (N, latent)."""
+        return self.posterior(images)[0]
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (N, latent)."""
+        return self.vae.posterior(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images from latents (N, latent)."""
+        return self.vae.decode(latents)
 
 
 def sample(mean: Tensor, log_variance: Tensor, generator: Generator) -> Tensor:
