@@ -23,7 +23,7 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
         torn = f"; {len(gathered.problems)} unusable: {gathered.problems[0]}" if gathered.problems else ""
         raise BenchError(
             f"there are no records to show in {looked}{torn}. Make some with "
-            "`purifybench run identity --protocol digits-v1-quick-draft` or `purifybench demo`, then build again"
+            "`purifybench run identity --protocol digits-v1-quick` or `purifybench demo`, then build again"
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
     folder.publish(pages.site(boards, gathered.problems), out)

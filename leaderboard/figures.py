@@ -38,6 +38,7 @@ class Line:
     width: float = 1.6
     opacity: float = 1.0
     marked: bool = True
+    joined: bool = True  # False: markers alone, where the radii between were not measured
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
@@ -99,9 +100,9 @@ def _draw(axes: matplotlib.axes.Axes, line: Line, scale: float) -> None:
         low, high = [scale * v for v in line.low], [scale * v for v in line.high]
         axes.fill_between(line.x, low, high, color=colour, alpha=0.14, linewidth=0)
     axes.plot(
-        line.x, [scale * v for v in line.y], color=colour, linestyle=style, linewidth=line.width, alpha=line.opacity,
-        marker=_MARKERS[line.colour - 1] if line.marked else None, markersize=4, markeredgewidth=0,
-        solid_capstyle="round", clip_on=False,
+        line.x, [scale * v for v in line.y], color=colour, linestyle=style if line.joined else "none",
+        linewidth=line.width, alpha=line.opacity, marker=_MARKERS[line.colour - 1] if line.marked else None,
+        markersize=4 if line.joined else 6, markeredgewidth=0, solid_capstyle="round", clip_on=False,
     )  # fmt: skip
 
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from bench.protocol import AttackSpec
+from bench.record import Record
 from leaderboard.tables import Estimate
 
 _THIN = "\u202f"  # narrow no-break space between a number and its unit
 _MINUS = "\u2212"
 _ACRONYMS = {"fgsm", "pgd", "apgd", "bim", "cw", "spsa"}
+_SOURCES = {"identity_vae": "Identity VAE", "pgd_training": "PGD training"}
+_ROUTES = {"bpda": "BPDA"}
+_CLASHES = {
+    "weights": "mixed weights", "images": "different images", "code": "mixed code of the defense",
+    "harness": "mixed versions of the harness", "attack_version": "attacks of another version",
+}  # fmt: skip
 _PUBLISHED = {
-    "deepfool": "DeepFool", "apgd_margin": "APGD margin",
+    "deepfool": "DeepFool", "apgd_margin": "APGD margin", "apgd_t": "APGD targeted", "square": "Square",
     "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
 }  # fmt: skip
@@ -64,6 +72,29 @@ def thousands(count: float) -> str:
     return text.replace(",", _THIN)
 
 
+def compact(count: float) -> str:
+    """A large count in three digits: "950", "12.3 k", "4.07 M"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:#.3g}".rstrip(".") + f"{_THIN}{unit}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest fitting unit: "12 s", "3.5 min", "1.2 h"."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 0.995 * size:
+            return f"{seconds / size:.1f}{_THIN}{unit}"
+    return f"{seconds:.0f}{_THIN}s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}{_THIN}s"
+
+
+def units(cost: float) -> str:
+    """The cost of one purification in two digits: "0.03", "1.7", "240"; "< 0.01" for next to nothing."""
+    if 0 < cost < 0.005:
+        return f"<{_THIN}0.01"
+    return f"{cost:.2g}" if 0 < cost < 10 else f"{cost:,.0f}".replace(",", _THIN)
+
+
 def words(name: str) -> str:
     """An identifier for people: `gray_box` becomes "gray box"."""
     return name.replace("_", " ")
@@ -77,6 +108,22 @@ def attack_name(name: str) -> str:
     if name in _PUBLISHED or _ACRONYMS.isdisjoint(parts):
         return _PUBLISHED.get(name) or " ".join(parts)
     return "-".join(part.upper() for part in parts)
+
+
+def knowledge(what: AttackSpec | Record) -> str:
+    """The track with what else the attacker knows: "white box, BPDA", "transfer, made on Identity VAE"."""
+    source = f"made on {_SOURCES.get(what.source, words(what.source))}" if what.source else ""
+    return ", ".join(filter(None, (words(what.track), _ROUTES.get(what.route, what.route), source)))
+
+
+def clash_name(clash: str) -> str:
+    """What keeps cells from being joined, in words: "mixed weights"."""
+    return _CLASHES[clash]
+
+
+def level(meaning: str) -> str:
+    """The level that a rule's text begins with: "breach", "warning" or "note"."""
+    return re.split(r"[:,]", meaning)[0].lower()
 
 
 def dataset_name(name: str) -> str:
@@ -120,6 +167,7 @@ def file_name(name: str) -> str:
     return clean if plain else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def listing(items: Sequence[str]) -> str:
+def listing(items: Iterable[str]) -> str:
     """Names in a sentence: "a, b and c"."""
+    items = list(items)
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1] if items else ""]))

@@ -10,8 +10,8 @@ import numpy as np
 
 from bench import protocol as protocols
 from bench.errors import BenchError
-from bench.protocol import AttackSpec, Protocol
-from bench.record import Cell, Record, Store
+from bench.protocol import Protocol
+from bench.record import Cell, Store
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,6 @@ def known(protocol_id: str) -> Protocol | None:
     except BenchError:
         return None
     return found if found.id == protocol_id else None
-
-
-def slug(record: Record) -> str:
-    """The name of the attack spec that a record answers, such as `gray_box.pgd.linf-0.3`."""
-    return AttackSpec(record.attack, record.track, record.norm, record.eps, route=record.route).slug  # type: ignore[arg-type]
-
-
-def knowledge(what: Record | AttackSpec) -> str:
-    """The track, with the gradient that a white-box attack follows: "white_box, BPDA"."""
-    route = {"bpda": "BPDA"}.get(what.route, what.route)
-    return f"{what.track}, {route}" if route else what.track
 
 
 def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:
@@ -75,8 +64,12 @@ def _malformed(cell: Cell) -> str:
     for name, array in outcomes.arrays().items():
         if name != "exhibits" and array.shape != (n,):
             return f"{name} has shape {array.shape}, expected ({n},)"
-    if not ((outcomes.correct >= 0) & (outcomes.correct <= 1)).all():
-        return "correct holds values outside [0, 1]"
+    if outcomes.attacked.dtype != np.bool_:
+        return f"attacked holds {outcomes.attacked.dtype}, expected bool"
+    for name in ("correct", "selection"):
+        shares = getattr(outcomes, name)[outcomes.attacked]
+        if not ((shares >= 0) & (shares <= 1)).all():
+            return f"{name} holds values outside [0, 1]"
     exhibits = outcomes.exhibits
     if exhibits.ndim != 5 or exhibits.shape[0] != 3 or exhibits.dtype != np.uint8:
         return f"exhibits are {exhibits.dtype} {exhibits.shape}, expected uint8 (3, images, C, H, W)"

@@ -8,9 +8,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from leaderboard import bundle, formats, gather, views
+from bench.protocol import BUDGETS
+from bench.verdicts import RULES
+from leaderboard import bundle, formats, views
 from leaderboard.figures import Chart
-from leaderboard.tables import BASELINE, Board, Row
+from leaderboard.tables import ATTACKED, BASELINE, Board, Row
 
 _HERE = Path(__file__).parent
 _DATASETS = ("mnist", "fmnist", "digits")  # the order of boards that are otherwise alike
@@ -18,8 +20,9 @@ _FILTERS = (
     formats.percent, formats.percent_range, formats.decimal, formats.decimal_range, formats.signed,
     formats.signed_range, formats.radius, formats.thousands, formats.words, formats.parameters,
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
-    formats.attack_name, formats.dataset_name, formats.norm_name, views.attack_groups,
-    views.sparkline, views.track_meaning, gather.knowledge,
+    formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
+    formats.duration, formats.units, formats.level, formats.clash_name, views.attack_groups, views.sparkline,
+    views.track_meaning, views.strongest_name, views.efforts, views.reductions,
 )  # fmt: skip
 
 
@@ -30,7 +33,7 @@ def _environment() -> Environment:
     )
     environment.filters.update({function.__name__: function for function in _FILTERS})
     environment.filters["drawn"] = _drawn
-    environment.globals["baseline_name"] = BASELINE
+    environment.globals |= {"baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS}
     return environment
 
 
@@ -101,7 +104,8 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "chart": views.defense_chart(row, board, f"{name}a"),
         "curves": views.curves_chart(row, f"{name}l"),
         "showcases": views.showcases(row),
-        "lines": views.cell_lines(row, board.protocol),
+        "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
+        "lines": views.cell_lines(row),
         "first": row.cells[0].record,
         "weights": _weights(row),
         "versions": _versions(row),

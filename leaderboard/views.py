@@ -6,25 +6,21 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.protocol import TRACKS, AttackSpec, Protocol
 from bench.record import Cell
-from bench.statistics import accuracy_interval
+from bench.statistics import TOLERANCE, Strongest, accuracy_interval, ordered
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
-from leaderboard.formats import attack_name, radius, words
-from leaderboard.gather import knowledge, slug
+from leaderboard.formats import attack_name, knowledge, radius, thousands
 from leaderboard.pictures import data_uri
-from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
+from leaderboard.tables import ATTACKED, BASELINE, Board, Estimate, Row, cell_accuracy
 
 PLANNED: Mapping[str, str] = {
-    "transfer": "an attacker who trains a substitute for the classifier",
-    "white_box": "an attacker who knows the defense",
-    "latent": "an attacker who searches the defense's latent space",
-    "rejection": "an attacker who also has to pass the defense's detector",
-    "query": "an attacker who sees only scores",
+    "latent": "The attacker searches the defense's latent space.",
+    "rejection": "The attacker also has to pass the defense's detector.",
 }
 _BLIND = {"clean", "gray_box", "transfer"}  # tracks whose attacker does not know that a defense exists
 
@@ -39,33 +35,47 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class AttackGroup:
+    """Attacks of a protocol that differ in their radius alone: one of them, all radii, and which images they attack."""
+
+    spec: AttackSpec
+    radii: tuple[float | None, ...]
+    images: str
+
+
+@dataclass(frozen=True)
 class CellLine:
-    """One line of a defense's table of cells; every number may be None where the cell is missing."""
+    """One line of a defense's table of cells; every number may be None where the cell is missing or attacked nothing.
+
+    A cascade cell `attacked` only images that stood; `broken` of them fell.
+    """
 
     name: str
-    track: str
-    attack: str
-    norm: str
-    eps: float | None
-    params: Mapping[str, object]
-    seed: int | None
-    accuracy: Estimate | None
-    linf: float | None
-    l2: float | None
-    forward: float | None
-    backward: float | None
+    spec: AttackSpec
     status: str  # "ok", "failed", "missing" or "not counted"
+    seed: int | None = None
+    accuracy: Estimate | None = None
+    attacked: int = 0
+    broken: int = 0
+    n: int = 0
+    linf: float | None = None
+    l2: float | None = None
+    forward: float | None = None
+    backward: float | None = None
+    blocked: float | None = None
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image of a cell: three pictures as data URIs, its label, and what was predicted on the last of them."""
+    """One image: clean, attacked and purified as data URIs (empty where its cell keeps no pictures), its label, and
+    what was predicted on the last of them."""
 
     pictures: tuple[str, str, str]
     label: int
     predicted: int
     share: float  # of the scoring draws that were right
+    attack: str  # what made the attacked image; empty for a clean one
 
     @property
     def is_right(self) -> bool:
@@ -75,27 +85,66 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Showcase:
-    """The exhibits of one cell under the name of its attack."""
+    """Each exhibited image at its worst within one radius."""
 
-    attack: str
-    track: str
-    eps: float | None
-    accuracy: Estimate
+    eps: float
+    accuracy: Estimate | None  # over all images, at this radius
     exhibits: tuple[Exhibit, ...]
 
 
 def facts(protocol: Protocol) -> Facts:
-    """The tracks that occur in a protocol and those that are planned and do not."""
-    absent = tuple(track for track in PLANNED if track not in protocol.tracks)
-    return Facts(protocol.tracks, absent, set(protocol.tracks) <= _BLIND)
+    """The tracks that occur in a protocol, for whatever kind of defense, and those that do not."""
+    present = {spec.track for spec in protocol.every_attack}
+    measured = tuple(track for track in TRACKS if track in present)
+    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), present <= _BLIND)
 
 
-def attack_groups(specs: Sequence[AttackSpec]) -> list[tuple[AttackSpec, tuple[float | None, ...]]]:
-    """The specs that differ only in their radius, as one spec and all its radii, in the protocol's order."""
-    groups: dict[tuple[object, ...], list[AttackSpec]] = {}
+def efforts(protocol: Protocol) -> list[tuple[str, Protocol]]:
+    """What each kind of defense meets under a protocol, by name; the kind that the protocol itself describes first."""
+    kinds = [(one.budget, one.stochastic) for one in protocol.efforts]
+    names = [budget if budget != "cheap" else "cheap, random" if random else "cheap" for budget, random in kinds]
+    views = [protocol.effort(budget, stochastic=random) for budget, random in kinds]
+    usual = "cheap, deterministic" if kinds else "every defense"
+    return [(usual, protocol.effort("cheap", stochastic=False)), *zip(names, views, strict=True)]
+
+
+def reductions(row: Row, protocol: Protocol) -> str:
+    """What a row was attacked with less of than a cheap deterministic one: "4 images instead of 10, …"; else empty."""
+    usual, own = protocol.effort("cheap", stochastic=False), row.effort
+    if own is None:
+        return ""
+    counts = (
+        ("{} images", usual.n_examples, own.n_examples),
+        ("{} cells", len(usual.attacks), len(own.attacks)),
+        ("at most {} steps", _most(usual, "steps"), _most(own, "steps")),
+        ("at most {} queries", _most(usual, "queries"), _most(own, "queries")),
+    )
+    said = [
+        f"{what.format(thousands(less))} instead of {thousands(more)}" if less else f"no {what.split()[-1]}"
+        for what, more, less in counts
+        if less < more
+    ]
+    no_cascade = any(spec.cascade for spec in usual.attacks) and not any(spec.cascade for spec in own.attacks)
+    return ", ".join([*said, "no cascade"] if no_cascade else said)
+
+
+def _most(protocol: Protocol, name: str) -> int:
+    """The most of a parameter that an attacker who knows the defense spends in one run."""
+    return max((int(dict(spec.params).get(name, 0)) for spec in protocol.attacks if spec.knows_defense), default=0)
+
+
+def attack_groups(specs: Sequence[AttackSpec]) -> list[AttackGroup]:
+    """The specs that differ only in their radius in one group, in the protocol's order."""
+    groups: dict[AttackSpec, list[AttackSpec]] = {}
     for spec in specs:
-        groups.setdefault((spec.track, spec.route, spec.attack, spec.norm, spec.params), []).append(spec)
-    return [(same[0], tuple(spec.eps for spec in same)) for same in groups.values()]
+        groups.setdefault(replace(spec, eps=None), []).append(spec)
+    return [AttackGroup(same[0], tuple(spec.eps for spec in same), _images(same[0])) for same in groups.values()]
+
+
+def _images(spec: AttackSpec) -> str:
+    if spec.cascade:
+        return "what still stands"
+    return f"the first {spec.n_examples}" if spec.n_examples else "all"
 
 
 def track_meaning(track: str) -> str:
@@ -140,29 +189,58 @@ def defense_chart(row: Row, board: Board, name: str) -> Chart | None:
 
 
 def _attack_lines(row: Row, clean: float) -> list[Line]:
-    """Each attack's own accuracy by radius, averaged over seeds, starting from the clean accuracy."""
-    by_attack: dict[tuple[str, str], dict[float, list[float]]] = {}
+    """Of every track and route the strongest attack's own accuracy by radius, from independent runs, over all seeds.
+
+    An attack with cells at some radii only gets markers: a line would claim what lies between.
+    """
+    radii = row.effort.linf_radii if row.effort else ()
+    by_attack: dict[tuple[str, str, str], dict[float, list[Cell]]] = {}
     for cell in row.cells:
         record = cell.record
-        if record.norm == "linf" and record.eps:
-            points = by_attack.setdefault((knowledge(record), record.attack), {})
-            points.setdefault(record.eps, []).append(float(cell.outcomes.correct.mean()))
-    lines = []
-    for k, ((track, attack), points) in enumerate(sorted(by_attack.items())):
-        x = (0.0, *sorted(points))
-        y = (clean, *(float(np.mean(points[eps])) for eps in sorted(points)))
-        label = f"{attack_name(attack)} ({words(track)})"
-        lines.append(Line(label, x, y, 2 + k % (SERIES - 1), k // (SERIES - 1) % 2 * 2, width=1.3))
-    return lines
+        if _is_plain(cell) and record.eps in radii:
+            points = by_attack.setdefault(
+                (knowledge(replace(record.spec, source="")), record.source, record.attack), {}
+            )
+            points.setdefault(record.eps or 0, []).append(cell)
+    strongest: dict[str, tuple[float, Line]] = {}
+    for (kind, _, attack), points in sorted(by_attack.items()):
+        largest = [_on_most_images(points[eps]) for eps in sorted(points)]
+        means = [float(np.mean([cell.outcomes.accuracy for cell in cells])) for cells in largest]
+        attacked = min(int(cells[0].outcomes.attacked.sum()) for cells in largest)
+        few = f", first {attacked}" if attacked < row.n else ""
+        known = knowledge(largest[0][0].record)
+        whole = len(points) == len(radii)
+        x, y = (0.0, *sorted(points)), (clean, *means)
+        line = Line(f"{attack_name(attack)} ({known}{few})", x[not whole :], y[not whole :], width=1.3, joined=whole)
+        if kind not in strongest or means[-1] < strongest[kind][0]:
+            strongest[kind] = (means[-1], line)
+    colours = {kind: 2 + k % (SERIES - 1) for k, kind in enumerate(sorted(set(strongest) - {"clean"}))}
+    return [
+        replace(line, colour=colours.get(kind, BASELINE_COLOUR), dash=0 if kind in colours else 2)
+        for kind, (_, line) in sorted(strongest.items())
+    ]
+
+
+def _on_most_images(cells: Sequence[Cell]) -> list[Cell]:
+    most = max(int(cell.outcomes.attacked.sum()) for cell in cells)
+    return [cell for cell in cells if cell.outcomes.attacked.sum() == most]
+
+
+def _is_plain(cell: Cell) -> bool:
+    """Whether a cell is an independent run at a radius, and neither a repetition with more steps nor a wide one."""
+    record = cell.record
+    is_usual = record.variant in ("", "cold") and not record.cascade
+    return is_usual and record.norm == "linf" and bool(record.eps) and bool(cell.outcomes.attacked.any())
 
 
 def curves_chart(row: Row, name: str) -> Chart | None:
-    """The loss of every iterative Linf attack at each step, at its largest radius, one seed; None without any."""
+    """The loss of every independent gradient attack at each step, at its largest radius; None without any."""
     largest: dict[str, Cell] = {}
     for cell in row.cells:
         record = cell.record
-        if len(record.loss_curve) > 2 and record.norm == "linf" and record.seed == row.seeds[0]:
-            label = f"{attack_name(record.attack)} ({words(knowledge(record))})"
+        has_gradient = record.track in ("gray_box", "white_box")  # losses of transfer are another defense's
+        if _is_plain(cell) and has_gradient and len(record.loss_curve) > 2 and record.seed == row.seeds[0]:
+            label = f"{attack_name(record.attack)} ({knowledge(record)})"
             if label not in largest or (record.eps or 0) > (largest[label].record.eps or 0):
                 largest[label] = cell
     lines = []
@@ -170,83 +248,100 @@ def curves_chart(row: Row, name: str) -> Chart | None:
         losses = largest[label].record.loss_curve
         curve = tuple(math.nan if loss is None else loss for loss in losses)
         x = tuple(float(step) for step in range(len(losses)))
-        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind % 4, 1.6, marked=False))
+        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind // SERIES % 4, 1.6, marked=False))
     return loss_chart(name, "Loss at each step, at each attack's largest radius", lines) if lines else None
 
 
 def showcases(row: Row) -> tuple[Showcase, ...]:
-    """The exhibits of the clean images and of the strongest cell at each radius, from the first seed."""
-    chosen: dict[float, Cell] = {}
-    for cell in row.cells:
-        eps = cell.record.eps or 0.0
-        is_counted = cell.record.seed == row.seeds[0] and cell.record.norm != "l2" and cell.outcomes.exhibits.shape[1]
-        if is_counted and (eps not in chosen or _accuracy(cell) < _accuracy(chosen[eps])):
-            chosen[eps] = cell
-    return tuple(_showcase(chosen[eps]) for eps in sorted(chosen))
+    """The first images without an attack and at their worst within each radius, from the first seed."""
+    if row.effort is None:
+        return ()
+    cells = [cell for cell in row.cells if cell.record.seed == row.seeds[0] and cell.record.norm in (None, "linf")]
+    cells = [cell for cell in ordered(cells, row.effort) if cell.record.cell not in row.extra]
+    clean = next((cell for cell in cells if cell.record.spec.slug == "clean.none"), None)
+    if clean is None:
+        return ()
+    shown = []
+    for k, eps in enumerate((0.0, *row.effort.linf_radii)):
+        accuracy = row.clean if k == 0 else row.robust[k - 1] if row.robust else None
+        count = min(clean.outcomes.exhibits.shape[1], row.n)
+        shown.append(Showcase(eps, accuracy, tuple(_exhibit(cells, clean, image, eps) for image in range(count))))
+    return tuple(shown)
 
 
-def _accuracy(cell: Cell) -> float:
-    return float(cell.outcomes.correct.mean())
+def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float) -> Exhibit:
+    """One image from the first cell that broke it within the ball; where none did, from the last that came so far."""
+    chosen = clean
+    if eps and clean.outcomes.selection[image] > 0.5:
+        near = [cell for cell in cells if cell.outcomes.linf[image] <= eps + TOLERANCE]
+        worst = min((cell.outcomes.selection[image] for cell in near), default=1.0)
+        equal = [cell for cell in near if cell.outcomes.selection[image] == worst] or [clean]
+        shown = [cell for cell in equal if image < cell.outcomes.exhibits.shape[1]] or equal
+        chosen = shown[0] if worst <= 0.5 else shown[-1]
+    outcomes, record = chosen.outcomes, chosen.record
+    has_pictures = image < outcomes.exhibits.shape[1]  # a cell that did not attack all exhibited images keeps none
+    pictures = [data_uri(outcomes.exhibits[stage, image]) if has_pictures else "" for stage in range(3)]
+    pictures[0] = data_uri(clean.outcomes.exhibits[0, image])
+    attack = "" if record.attack == "none" else f"{attack_name(record.attack)} ({knowledge(record)})"
+    return Exhibit(
+        (pictures[0], pictures[1], pictures[2]), int(outcomes.label[image]), int(outcomes.predicted[image]),
+        float(outcomes.correct[image]), attack,
+    )  # fmt: skip
 
 
-def _showcase(cell: Cell) -> Showcase:
-    outcomes = cell.outcomes
-    exhibits = []
-    for k in range(min(outcomes.exhibits.shape[1], cell.record.n_examples)):
-        clean, attacked, purified = (data_uri(outcomes.exhibits[stage, k]) for stage in range(3))
-        label, predicted = int(outcomes.label[k]), int(outcomes.predicted[k])
-        exhibits.append(Exhibit((clean, attacked, purified), label, predicted, float(outcomes.correct[k])))
-    record = cell.record
-    return Showcase(record.attack, knowledge(record), record.eps, cell_accuracy(cell), tuple(exhibits))
-
-
-def cell_lines(row: Row, protocol: Protocol | None) -> tuple[CellLine, ...]:
+def cell_lines(row: Row) -> tuple[CellLine, ...]:
     """Every cell of a row in the protocol's order, then cells outside the protocol, then the missing ones by name."""
-    order = {spec.slug: k for k, spec in enumerate(protocol.attacks)} if protocol else {}
-    cells = sorted(row.cells, key=lambda cell: (order.get(slug(cell.record), len(order)), cell.record.cell))
+    cells = ordered(row.cells, row.effort) if row.effort else row.cells
     lines = [_cell_line(cell, is_extra=cell.record.cell in row.extra) for cell in cells]
-    for missing in row.missing:
-        specs = [spec for spec in (protocol.attacks if protocol else ()) if spec.slug == missing.split(" ")[0]]
-        lines += [
-            CellLine(
-                missing, knowledge(spec), spec.attack, spec.norm or "", spec.eps, dict(spec.params),
-                None, None, None, None, None, None, "missing",
-            )
-            for spec in specs
-        ]  # fmt: skip
-    return tuple(lines)
+    by_slug = {spec.slug: spec for spec in row.effort.attacks} if row.effort else {}
+    return (*lines, *(CellLine(name, by_slug[name.split(" ")[0]], "missing") for name in row.missing))
 
 
 def _cell_line(cell: Cell, *, is_extra: bool) -> CellLine:
     record, outcomes = cell.record, cell.outcomes
-    status = "not counted" if is_extra and record.status == "ok" else record.status
+    mask, attacked = outcomes.attacked, int(outcomes.attacked.sum())
+    per_image = max(attacked, 1)
     return CellLine(
-        record.cell, knowledge(record), record.attack, record.norm or "", record.eps, record.params, record.seed,
-        cell_accuracy(cell), float(np.median(outcomes.linf)), float(np.median(outcomes.l2)),
-        record.forward_rows / record.n_examples, record.backward_rows / record.n_examples, status, record.error,
+        record.cell, record.spec, "not counted" if is_extra and record.status == "ok" else record.status, record.seed,
+        cell_accuracy(cell), attacked, int((outcomes.correct[mask] <= 0.5).sum()), record.n_examples,
+        float(np.median(outcomes.linf[mask])) if attacked else None,
+        float(np.median(outcomes.l2[mask])) if attacked else None,
+        record.forward_rows / per_image, record.backward_rows / per_image, record.blocked, record.error,
     )  # fmt: skip
 
 
 def as_csv(board: Board) -> bytes:
     """The rows of a board as CSV with full precision, fractions in [0, 1]; text can never start a formula."""
     assert board.protocol is not None
-    radii = board.protocol.linf_radii
-    names = [f"robust_accuracy_at_{radius(eps)}" for eps in radii]
-    measures = ["mean_robust_radius", "gain", "clean_accuracy", *names]
-    header = ["protocol", "rank", "defense", "title", "classifier", "seeds", "state"]
-    for name in measures:
-        header += [name, f"{name}_low", f"{name}_high"]
+    radii, headlines = board.protocol.linf_radii, board.protocol.headline_radii
+    names = ["mean_robust_radius", "gain", "clean_accuracy", *(f"robust_accuracy_at_{radius(eps)}" for eps in radii)]
+    names += ["l2_mean_robust_radius", *(f"{track}_accuracy_at_{radius(e)}" for track in ATTACKED for e in headlines)]
+    header = ["protocol", "rank", "unranked", "defense", "title", "classifier", "seeds", "state", "verdicts"]
+    header += ["failed_cells"]
+    header += ["budget", "units", "n_examples"]
+    header += [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
+    header += [f"strongest_attack_at_{radius(eps)}" for eps in headlines] + ["attack_rows", "attack_seconds"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for row in board.rows:
-        seeds = " ".join(map(str, row.seeds))
-        line = (board.id, row.rank or "", row.defense, row.card.title, row.classifier, seeds, row.state)
-        cells: list[object] = [_plain(part) for part in line]
-        for estimate in (row.mrr, row.gain, row.clean, *(row.robust or (None,) * len(radii))):
-            cells += [f"{v:.6f}" for v in (estimate.value, estimate.low, estimate.high)] if estimate else ["", "", ""]
-        writer.writerow(cells)
+        found = " ".join(f"{verdict.level}:{verdict.rule}" for verdict in row.verdicts)
+        line: list[object] = [
+            board.id, row.rank or "", board.why(row), row.defense, row.card.title, row.classifier,
+            " ".join(map(str, row.seeds)), row.state, found, len(row.failed), row.budget, f"{row.units:.6g}", row.n,
+        ]  # fmt: skip
+        tracks = [part for track in ATTACKED for part in row.tracks.get(track, (None,) * len(headlines))]
+        robust = row.robust or (None,) * len(radii)
+        for estimate in (row.mrr, row.gain, row.clean, *robust, row.l2_mrr, *tracks):
+            line += [f"{v:.6f}" for v in (estimate.value, estimate.low, estimate.high)] if estimate else ["", "", ""]
+        line += [strongest_name(one) for one in row.strongest or (None,) * len(headlines)]
+        writer.writerow([_plain(part) for part in [*line, row.attack_rows, f"{row.attack_seconds:.1f}"]])
     return text.getvalue().encode()
+
+
+def strongest_name(strongest: Strongest | None) -> str:
+    """The attack that broke most, in words: "APGD margin (white box, BPDA)"; empty for None."""
+    return f"{attack_name(strongest.kind.attack)} ({knowledge(strongest.kind)})" if strongest else ""
 
 
 def _plain(part: object) -> object:

@@ -69,6 +69,10 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     box.append(wrapper);
     wrapper.append(table);
     box.classList.add("enhanced");
+    // What a narrow window has no room for starts hidden; the Columns button brings it back.
+    grid.columns().every(function () {
+      if (window.innerWidth < Number(this.header().dataset.from || 0)) this.visible(false);
+    });
     for (const header of fixed) header.classList.add("unsortable");
   }
 
