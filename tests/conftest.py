@@ -118,10 +118,12 @@ def make_cell() -> Callable[..., Cell]:
         n = len(next(iter(given.values()))) if given else 4
         blank = {name: np.zeros(n, kind) for name, kind in types.items()}
         blank |= {"correct": np.ones(n, np.float32), "accepted": np.ones(n, np.float32)}
+        blank["attacked"] = np.ones(n, np.bool_)
         given.setdefault("selection", given.get("correct", blank["correct"]))
         outcomes = Outcomes(**(blank | given), exhibits=np.zeros((3, min(n, 8), 1, 2, 2), np.uint8))
         facts: dict[str, Any] = {
-            "key": "key", "protocol": "tiny-v1", "protocol_hash": "hash", "dataset": "digits", "n_examples": n,
+            "harness": 1, "key": "key", "protocol": "tiny-v1", "protocol_hash": "hash", "dataset": "digits",
+            "n_examples": n,
             "defense": "identity", "recipe": "paper", "settings": {}, "weights": "", "classifier": "A",
             "card": Card(title="No defense", paper="https://arxiv.org/abs/1312.6199", year=2013, summary="Nothing."),
             "classifier_weights": "weights", "track": "clean", "attack": "none", "attack_version": 1, "norm": None,
@@ -137,7 +139,7 @@ def make_cell() -> Callable[..., Cell]:
 
 
 _TYPES = {
-    "label": np.int16, "predicted": np.int16, "margin": np.float32, "correct": np.float32, "selection": np.float32,
-    "accepted": np.float32, "rejection_score": np.float32, "linf": np.float32, "l2": np.float32,
-    "step_of_success": np.int16, "exhibits": np.uint8,
+    "attacked": np.bool_, "label": np.int16, "predicted": np.int16, "margin": np.float32, "correct": np.float32,
+    "selection": np.float32, "selection_margin": np.float32, "accepted": np.float32, "rejection_score": np.float32,
+    "linf": np.float32, "l2": np.float32, "step_of_success": np.int16, "exhibits": np.uint8,
 }  # fmt: skip

@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench import seeds
+from bench import seeds, statistics
+from bench.catalog import ATTACKS
 from bench.protocol import AttackSpec, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run, Store
 
 VERSIONS = {"numpy": "2"}
 RUN = Run(attack_seconds=1.5, scoring_seconds=0.5, device="cpu", threads=2, peak_memory_mb=300.0, versions=VERSIONS)
+Mask = NDArray[np.bool_]
+FORCES = {  # how much of the budget an attack makes use of, a track, a route
+    "none": 0.0, "uniform_noise": 0.15, "fgsm": 0.7, "apgd_ce": 1.3, "apgd_margin": 1.4, "apgd_t": 1.5, "square": 0.9,
+    "gray_box": 0.7, "transfer": 0.6, "bpda": 0.9, "surrogate": 0.8,
+}  # fmt: skip
 STRENGTH = {"identity": 0.05, "kmeans": 0.12, "identity_vae": 0.16, "trained": 0.3}  # where accuracy is halved
 
 
@@ -25,27 +32,42 @@ def card(name: str, **changes: Any) -> Card:
     return Card(**(facts | changes))
 
 
-def outcomes(n: int, spec: AttackSpec, strength: float, salt: int = 0) -> Outcomes:
-    """Random outcomes of n images that get worse with eps; the same arguments give the same arrays."""
-    labels = np.random.default_rng(n).integers(0, 10, n)
-    noise = np.random.default_rng(seeds.derive("fake", n, salt)).random(n)  # a hardness per image, for all cells
+def outcomes(
+    n: int, spec: AttackSpec, strength: float, salt: int = 0, *, stochastic: bool = False, stands: Mask | None = None
+) -> Outcomes:
+    """Random outcomes of n images that get worse with eps; the same arguments give the same arrays.
+
+    A cascade cell attacks the images that still stand, all others the first ones that their spec names.
+    """
+    labels = np.random.default_rng(1000).integers(0, 10, 1000)[:n]
+    noise = np.random.default_rng(seeds.derive("fake", salt)).random(1000)[:n]  # a hardness per image, for all cells
     eps = spec.eps or 0.0
-    force = {"none": 0.0, "uniform_noise": 0.15, "fgsm": 0.7}.get(spec.attack, 1.0)
-    correct = (noise > 1 / (1 + np.exp(4 - force * 4 * eps / strength))).astype(np.float32)
-    exhibits = _exhibits(labels, eps)
+    pixel = eps / 5 if spec.norm == "l2" else eps
+    force = FORCES.get(spec.attack, 1.0) * FORCES.get(spec.track, 1.0) * FORCES.get(spec.route, 1.0)
+    share = 1 / (1 + np.exp(-20 * (noise - 1 / (1 + np.exp(4 - force * 4 * pixel / strength)))))
+    correct = (share.round(2) if stochastic else share > 0.5).astype(np.float32)
+    attacked = np.arange(n) < (spec.n_examples or n)
+    if spec.cascade and stands is not None:
+        attacked &= stands
     return Outcomes(
+        attacked=attacked,
         label=labels.astype(np.int16),
-        predicted=np.where(correct > 0.5, labels, (labels + 3) % 10).astype(np.int16),
-        margin=(correct * 4 - 2).astype(np.float32),
-        correct=correct,
-        selection=correct,
+        predicted=np.where(attacked, np.where(correct > 0.5, labels, (labels + 3) % 10), -1).astype(np.int16),
+        margin=_where(attacked, correct * 4 - 2, np.nan),
+        correct=_where(attacked, correct, np.nan),
+        selection=_where(attacked, correct, np.nan),
+        selection_margin=_where(attacked, np.zeros_like(correct), np.nan),
         accepted=np.ones(n, np.float32),
         rejection_score=np.zeros(n, np.float32),
-        linf=np.full(n, eps, np.float32),
-        l2=np.full(n, eps * 20, np.float32),
-        step_of_success=np.where(correct > 0.5, -1, 3).astype(np.int16),
-        exhibits=exhibits,
+        linf=_where(attacked, np.full(n, pixel), np.inf),
+        l2=_where(attacked, np.full(n, eps if spec.norm == "l2" else eps * 20), np.inf),
+        step_of_success=np.where(attacked & (correct <= 0.5), 3, -1).astype(np.int16),
+        exhibits=_exhibits(labels, pixel)[:, : 8 if attacked[:EXHIBITS].all() else 0],
     )
+
+
+def _where(mask: Mask, values: np.ndarray, blank: float) -> np.ndarray:
+    return np.where(mask, values, blank).astype(np.float32)
 
 
 def _exhibits(labels: np.ndarray, eps: float) -> np.ndarray:
@@ -60,26 +82,31 @@ def _exhibits(labels: np.ndarray, eps: float) -> np.ndarray:
 
 def cell(
     protocol: Protocol, defense: str, spec: AttackSpec, /, *, strength: float | None = None, classifier: str = "A",
-    seed: int | None = None, arrays: Mapping[str, Any] | None = None, **changes: Any,
+    seed: int | None = None, arrays: Mapping[str, Any] | None = None, stands: Mask | None = None, **changes: Any,
 ) -> Cell:  # fmt: skip
     """One made-up cell; `arrays` replaces per-image arrays, `changes` replaces fields of the record."""
     known = STRENGTH.get(defense, 0.1) if strength is None else strength
-    made = outcomes(protocol.n_examples, spec, known, salt=0 if seed is None else seed)
+    about = changes.setdefault("card", card(defense))
+    salt = 0 if seed is None else seed
+    made = outcomes(protocol.n_examples, spec, known, salt, stochastic=about.stochastic, stands=stands)
     if arrays:
         same = {"selection": arrays["correct"]} if "correct" in arrays else {}
         made = Outcomes(**(made.arrays() | same | dict(arrays)))
+    attacked = int(made.attacked.sum())
     steps = dict(spec.params).get("steps", 0 if spec.attack in ("none", "uniform_noise") else 1)
     curve = tuple(float(v) for v in 3 * (spec.eps or 0) * (1 - np.exp(-np.arange(int(steps) + 1) / 8)) + 0.1)
+    version = ATTACKS[spec.attack].version if spec.attack in ATTACKS else 1
     fields: dict[str, Any] = {
         "key": "", "protocol": protocol.id, "protocol_hash": protocol.hash, "dataset": protocol.dataset,
-        "n_examples": protocol.n_examples, "defense": defense, "card": card(defense), "recipe": "standard",
+        "harness": 1, "n_examples": protocol.n_examples, "defense": defense, "recipe": "standard",
         "settings": {"latent_size": 20, "noise_level": 0.1}, "weights": seeds.digest(defense, seed),
         "classifier": classifier, "classifier_weights": seeds.digest(classifier), "track": spec.track,
-        "attack": spec.attack, "attack_version": 1, "norm": spec.norm, "eps": spec.eps, "route": spec.route,
-        "params": dict(spec.params),
+        "attack": spec.attack, "attack_version": version, "norm": spec.norm, "eps": spec.eps, "route": spec.route,
+        "source": spec.source, "variant": spec.variant, "cascade": spec.cascade, "params": dict(spec.params),
+        "budget": "cheap", "units": 1.25,
         "seed": protocol.seed if seed is None else seed, "draws": 1, "status": "ok",
-        "forward_rows": (int(steps) + 1) * protocol.n_examples,
-        "backward_rows": int(steps) * protocol.n_examples, "loss_curve": curve if steps else (),
+        "forward_rows": (int(steps) + 1) * attacked, "backward_rows": int(steps) * attacked,
+        "blocked": 0.02 if spec.track == "white_box" else None, "loss_curve": curve if steps else (),
         "outcomes_sha256": made.sha256(), "run": RUN,
     }  # fmt: skip
     fields |= changes
@@ -91,9 +118,18 @@ def cell(
 def save(
     store: Store, protocol: Protocol, defenses: Iterable[str], *, skip: Iterable[str] = (), **changes: Any
 ) -> Store:
-    """Save a made-up cell for every attack of `protocol` and each defense, but for the slugs in `skip`."""
+    """Save a made-up cell for every attack that `protocol` has for each defense, but for the slugs in `skip`."""
     for defense in defenses:
-        for spec in protocol.attacks:
+        about = changes.get("card", card(defense))
+        effort = protocol.effort(changes.get("budget", "cheap"), stochastic=about.stochastic)
+        broken: list[Cell] = []
+        for spec in effort.attacks:
+            stands = np.ones(effort.n_examples, dtype=bool)
+            for earlier in broken if spec.cascade and spec.norm and spec.eps else ():
+                near = earlier.outcomes.distance(spec.norm or "") <= (spec.eps or 0) + statistics.TOLERANCE
+                stands &= ~(near & (earlier.outcomes.correct == 0))
+            made = cell(effort, defense, spec, stands=stands, **changes)
+            broken.append(made)
             if spec.slug not in skip:
-                store.save(cell(protocol, defense, spec, **changes))
+                store.save(made)
     return store

@@ -12,17 +12,20 @@ import fake_records
 import pytest
 
 from bench import protocol as protocols
+from bench import verdicts
 from bench.record import Store
+from bench.verdicts import Verdict
 from leaderboard.build import build
 
 pytestmark = pytest.mark.browser
-QUICK = protocols.get("digits-v1-quick-draft")
+QUICK = protocols.get("digits-v1-quick")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site with three complete defenses, an incomplete one, a long title and a limited board."""
+    """A site with three complete defenses, an incomplete one, a warned one, a long title and a limited board, which
+    also has a costly random defense that fails."""
     folder = tmp_path_factory.mktemp("site")
     store = Store(folder / "records")
     fake_records.save(store, QUICK, ["identity", "identity_vae"])
@@ -30,7 +33,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_records.save(store, QUICK, ["kmeans"], card=long)
     fake_records.save(store, QUICK, ["torn"], skip=["gray_box.fgsm.linf-0.1"])
     fake_records.save(store, QUICK.limited(20), ["identity"])
-    return build([store], folder / "out").parent
+    costly = {"card": fake_records.card("slow", stochastic=True), "budget": "search", "units": 5000.0}
+    fake_records.save(store, QUICK.limited(20), ["slow"], status="failed", error="ValueError: nothing", **costly)
+    fake_records.save(store, QUICK, ["masked"])
+    warned = (Verdict("jitter", "warning", "A small shift costs too much.", {"loss": 0.3}, ()),)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "verdicts", lambda cells, *_: warned if cells[0].record.defense == "masked" else ())
+        return build([store], folder / "out").parent
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,7 @@ def test_every_page_opens_without_an_error_and_stays_inside_a_phone(visit: Any, 
 
 def test_the_board_sorts_by_a_click_on_a_column(visit: Any) -> None:
     page = visit()
-    assert names(page) == ["identity_vae", "kmeans", "identity", "torn"]
+    assert names(page) == ["identity_vae", "kmeans", "identity", "masked", "torn"]
     for column, order, best in (
         ("defense", "ascending", "kmeans"),  # its title starts with A
         ("defense", "descending", "torn"),
@@ -140,7 +149,7 @@ def test_the_csv_button_gives_what_is_shown(visit: Any, tmp_path: Path) -> None:
 
 def test_without_javascript_the_board_is_complete(visit: Any) -> None:
     page = visit(enhanced=False)
-    assert names(page) == ["identity_vae", "kmeans", "identity", "torn"]
+    assert names(page) == ["identity_vae", "kmeans", "identity", "masked", "torn"]
     assert page.locator(".dt-search").count() == 0
     assert page.get_by_role("link", name="All numbers as CSV").is_visible()
     page.get_by_role("link", name="Identity vae").first.click()
@@ -188,3 +197,24 @@ CONTRAST = """() => {
 def test_text_has_enough_contrast(visit: Any, site: Path, scheme: str) -> None:
     for path in every_page(site):
         assert visit(path, color_scheme=scheme).evaluate(CONTRAST) == [], path
+
+
+def test_a_narrow_window_starts_with_fewer_columns_and_can_show_all(visit: Any) -> None:
+    heading = "#board thead th[data-name='robust accuracy at {}']"
+    page = visit(width=390)
+    assert page.locator(heading.format("0.3")).is_visible()
+    assert not page.locator(heading.format("0.2")).is_visible()
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_text("robust accuracy at 0.2", exact=True).click()
+    assert page.locator(heading.format("0.2")).is_visible()
+    assert visit(width=1400).locator("#board thead th[data-name='units per purification']").is_visible()
+    assert visit(width=390, enhanced=False).locator(heading.format("0.2")).count() == 1
+
+
+def test_a_warning_is_seen_on_the_board_and_told_on_the_page(visit: Any) -> None:
+    page = visit()
+    row = page.locator("#board tbody tr", has=page.locator("code", has_text="masked"))
+    assert "upper bound, unverified" in row.inner_text() and "jitter" in row.inner_text()
+    assert row.locator("[title='A small shift costs too much.']").is_visible()
+    row.get_by_role("link", name="Masked").click()
+    assert page.locator(".verdicts .is-warning").inner_text().count("A small shift costs too much.") == 1

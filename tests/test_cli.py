@@ -17,7 +17,7 @@ import typer
 from bench import campaign, catalog, cli, plugins, protocol
 from bench.record import Store
 
-PROTOCOL = "digits-v1-quick-draft"
+PROTOCOL = "digits-v1-quick"
 HEAVY = ("torch", "pandas", "matplotlib", "itables", "scipy", "sklearn")
 
 
@@ -94,10 +94,10 @@ def test_help_names_and_protocols_need_no_heavy_import():
     ("typed", "offered"),
     [
         ("purifybench run ide", ["identity", "identity_vae"]),
-        ("purifybench run identity --protocol mnist-v1-q", ["mnist-v1-quick-draft"]),
+        ("purifybench run identity --protocol mnist-v1-q", ["mnist-v1-quick"]),
         ("purifybench run identity --attacks fg", ["fgsm"]),
         ("purifybench run identity --tracks g", ["gray_box"]),
-        ("purifybench show digits-v1-d", ["digits-v1-draft"]),
+        ("purifybench show digits-v1-q", ["digits-v1-quick"]),
         ("purifybench data fetch fm", ["fmnist"]),
         ("purifybench list proto", ["protocols"]),
     ],
@@ -164,17 +164,17 @@ def test_show_prints_a_defense_with_its_paper_and_settings(command):
 
 MISTAKES = [
     ("run identty", "did you mean .*identity"),
-    ("run identity -p digits-v1-quik-draft", "did you mean digits-v1-quick-draft"),
+    ("run identity -p digits-v1-quik", "did you mean digits-v1-quick"),
     ("run identity --tracks grey_box", "did you mean gray_box"),
     ("run identity --attacks fgms", "did you mean fgsm"),
     ("run identity --classifier D", "there are: A, B, C"),
     ("run identity --recipe papr", "did you mean paper"),
     ("run identity --device tpu", "--device must be auto, cpu or cuda, got 'tpu'"),
-    ("run identity -p mnist-v1-quick-draft", "run `purifybench data fetch mnist`"),
+    ("run identity -p mnist-v1-quick", "run `purifybench data fetch mnist`"),
     ("list defnses", "did you mean defenses"),
     ("show kmean", "did you mean kmeans"),
-    ("show mnist-v1-drft", "did you mean mnist-v1-draft"),
-    ("compare identity kmeans", "no records of identity under .* purifybench run identity -p digits-v1-quick-draft"),
+    ("show mnist-v1-drft", "did you mean mnist-v1"),
+    ("compare identity kmeans", "no records of identity under .* purifybench run identity -p digits-v1-quick"),
     ("check identiti", "did you mean .*identity"),
     ("train identty", "did you mean .*identity"),
     ("train identity --dataset minst", "did you mean mnist"),
@@ -241,12 +241,12 @@ def test_data_list_tells_what_is_here(command):
 def test_an_estimate_trains_and_writes_nothing(command, tmp_path):
     status, out, _ = command("run", "identity", "kmeans", "-p", PROTOCOL, "--limit", "32", "--estimate")
     assert status == 0
-    chosen = protocol.get(PROTOCOL)
-    # FGSM costs 2 rows forward and 1 back at each radius, PGD 41 and 40, on 32 images
-    radii = len(chosen.linf_radii)
-    assert f"{radii * 43 * 32:,} forward, {radii * 41 * 32:,} backward rows" in " ".join(out.split())
-    # Auto-PGD of 20 steps on two losses along two routes, for each defense
-    assert out.count(f"at most {radii * 4 * 20 * 32:,} forward and backward rows of attackers who know it") == 2
+    text = " ".join(out.split())
+    # on 32 images: FGSM and PGD-40 at three radii, Auto-PGD of 20 steps on another defense
+    assert f"{(3 * (2 + 41) + 21) * 32:,} forward, {(3 * (1 + 40) + 20) * 32:,} backward rows, once" in text
+    # one step, 4 cold runs of 20 steps, one of 40, 2 in a wide ball, 200 queries; a cascade of 3 attacks at 3 radii
+    forward, backward = 2 + 4 * 21 + 41 + 2 * 21 + 201 + 9 * 21, 1 + 4 * 20 + 40 + 2 * 20 + 9 * 20
+    assert text.count(f"at most {forward * 32:,} forward and {backward * 32:,} backward rows of attackers") == 2
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "home").exists()
 
@@ -358,7 +358,7 @@ def test_all_of_it_again_from_nothing_gives_the_same_outcomes(measured, trained_
     assert status == 0
     old = {(cell.record.defense, cell.record.cell): cell.record.lasting() for cell in Store(measured[0]).cells()}
     new = {(cell.record.defense, cell.record.cell): cell.record.lasting() for cell in Store("again").cells()}
-    assert len(new) == 2 * (1 + 3 + 3)
+    assert len(new) == 2 * (1 + 3 + 3 + 1)
     assert new == {name: old[name] for name in new}
 
 

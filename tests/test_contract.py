@@ -403,6 +403,21 @@ def test_the_source_hash_follows_helpers_of_the_same_package_and_code_without_so
         shutil.rmtree(package / "__pycache__", ignore_errors=True)
     assert hashes[0] != hashes[1]
 
+    for imported in ("from made_up_package.table import K", "from .table import K", "from . import table"):
+        lazily = f"def clean(images):\n    {imported}\n    return images\n"
+        for place in (imported + "\ndef clean(images):\n    return images\n", lazily):
+            (package / "helper.py").write_text(place)
+            seen = set()
+            for constant in (3, 300):
+                (package / "table.py").write_text(f"K = {constant}\n")
+                for name in [name for name in sys.modules if name.startswith("made_up_package")]:
+                    del sys.modules[name]
+                importlib.invalidate_caches()
+                linecache.clearcache()
+                seen.add(source_hash(importlib.import_module("made_up_package.entry").D))
+                shutil.rmtree(package / "__pycache__", ignore_errors=True)
+            assert len(seen) == 2, place
+
     def typed_in(body: str) -> type[Defense]:
         space = {"__name__": "nowhere", "Defense": Defense}
         exec(f"class D(Defense):\n    def purify(self, images, generator):\n        return {body}\n", space)

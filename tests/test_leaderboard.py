@@ -5,30 +5,54 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import fake_records
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from bench import protocol as protocols
-from bench import statistics
+from bench import statistics, verdicts
+from bench.catalog import ATTACKS
 from bench.errors import BenchError
-from bench.protocol import AttackSpec, Protocol
-from bench.record import Store
-from leaderboard import bundle, formats, gather, pictures, tables
+from bench.protocol import AttackSpec, Effort, Protocol
+from bench.record import Cell, Store
+from bench.verdicts import RULES, Level, Verdict
+from leaderboard import bundle, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.tables import Estimate
 
-QUICK = protocols.get("digits-v1-quick-draft")
+QUICK = protocols.get("digits-v1-quick")
 TINY = Protocol(
     id="tiny-v1", dataset="digits", n_examples=10, linf_radii=(0.1, 0.2), ranked=True, purpose="For tests.",
+    headline_radii=(0.1, 0.2),
     attacks=(
         AttackSpec("none", "clean"),
         AttackSpec("pgd", "gray_box", "linf", 0.1, (("steps", 3),)),
         AttackSpec("pgd", "gray_box", "linf", 0.2, (("steps", 3),)),
+    ),
+)  # fmt: skip
+PGD = (("steps", 3),)
+DEEP = Protocol(
+    id="deep-v1", dataset="digits", n_examples=10, linf_radii=(0.1, 0.2), ranked=True, headline_radii=(0.1, 0.2),
+    attacks=(
+        AttackSpec("none", "clean"),
+        *(AttackSpec("fgsm", "gray_box", "linf", eps) for eps in (0.1, 0.2)),
+        AttackSpec("apgd_margin", "transfer", "linf", 0.2, PGD, source="identity_vae"),
+        AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "autograd", n_examples=6, variant="cold"),
+        AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "autograd", n_examples=3, variant="twice"),
+        *(AttackSpec("apgd_margin", "white_box", "linf", eps, PGD, "bpda", cascade=True) for eps in (0.1, 0.2)),
+    ),
+    efforts=(
+        Effort("cheap", True, 6, (
+            AttackSpec("none", "clean"),
+            *(AttackSpec("apgd_margin", "white_box", "linf", eps, PGD, "autograd") for eps in (0.1, 0.2)),
+        )),
     ),
 )  # fmt: skip
 VOID = {"meta", "link", "img", "br", "input", "path", "rect", "circle"}
@@ -41,6 +65,21 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Protocol:
     return TINY
 
 
+@pytest.fixture(autouse=True)
+def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Made-up numbers get no verdicts; the function that this fixture gives adds one for a defense."""
+    said: dict[str, list[Verdict]] = {}
+
+    def answer(cells: Sequence[Cell], baseline: Sequence[Cell], protocol: Protocol) -> tuple[Verdict, ...]:
+        return tuple(said.get(cells[0].record.defense, ()))
+
+    def add(defense: str, level: Level, text: str = "Why.", rule: str = "jitter") -> None:
+        said.setdefault(defense, []).append(Verdict(rule, level, text, {"loss": 0.25}, ("A.clean.none.seed0",)))
+
+    monkeypatch.setattr(verdicts, "verdicts", answer)
+    return add
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "records")
@@ -51,6 +90,31 @@ def tiny_cells(store: Store, defense: str, rights: list[list[int]], **changes: o
     for spec, right in zip(TINY.attacks, rights, strict=True):
         arrays = {"correct": np.array(right, np.float32)}
         store.save(fake_records.cell(TINY, defense, spec, arrays=arrays, **changes))
+
+
+def deep_cells(store: Store, defense: str = "kmeans") -> None:
+    """The cells of DEEP for a deterministic defense, counted by hand: each digit is an image, a dash not attacked."""
+    for spec, right in zip(
+        DEEP.attacks,
+        (
+            "1111111110",  # clean
+            "0111111110",  # FGSM at .1
+            "0011111110",  # and at .2
+            "1111101110",  # transferred
+            "110011----",  # cold, on the first six
+            "100-------",  # twice the steps, on the first three
+            "-10111111-",  # cascade at .1: what FGSM at .1 left; breaks image 2
+            "----1-100-",  # cascade at .2: what stands; breaks 7 and 8
+        ),
+        strict=True,
+    ):
+        attacked = np.array([mark != "-" for mark in right])
+        correct = np.array([float(mark) if mark != "-" else np.nan for mark in right], np.float32)
+        distance = np.where(attacked, spec.eps or 0, np.inf).astype(np.float32)
+        arrays = {"attacked": attacked, "correct": correct, "linf": distance, "l2": distance}
+        made = fake_records.cell(DEEP, defense, spec, arrays=arrays)
+        shown = made.outcomes.exhibits[:, : 8 if attacked[:8].all() else 0]  # pictures of all eight, or none
+        store.save(fake_records.cell(DEEP, defense, spec, arrays=arrays | {"exhibits": shown}))
 
 
 def pages(out: Path) -> dict[str, str]:
@@ -139,6 +203,214 @@ def test_ties_share_a_rank_and_the_next_rank_is_skipped(tiny: Protocol, store: S
     assert board.unranked == ""
 
 
+def test_a_warning_takes_the_rank_and_says_why(
+    tiny: Protocol, store: Store, tmp_path: Path, verdict: Callable[..., None]
+) -> None:
+    for name, right in {"identity": 0, "honest": 1, "masked": 1}.items():
+        tiny_cells(store, name, [[1] * 10, [right] * 10, [right] * 10])
+    verdict("masked", "warning", "Black box beats <white> box.", "black_box_beats_white_box")
+    verdict("masked", "warning", "On another seed, too.", "black_box_beats_white_box")
+    verdict("honest", "note", "It is honest.", "random")
+    board = tables.board(TINY.id, store.cells())
+    assert [(row.defense, row.rank, row.state) for row in board.rows] == [
+        ("honest", 1, "complete"), ("identity", 2, "complete"), ("masked", None, "unverified"),
+    ]  # fmt: skip
+    assert board.rows[2].mrr is not None
+    out = build([store], tmp_path / "site").parent
+    html = pages(out)["index.html"]
+    shown = row_of(html, "masked")
+    assert "upper bound, unverified" in shown and shown.count("⚠ black box beats white box") == 1
+    assert 'title="Black box beats &lt;white&gt; box."' in html
+    assert "It is honest." not in html
+    detail = text_of(pages(out)["defense/tiny-v1/masked.html"])
+    for part in ("Upper bound, unverified", "Black box beats &lt;white&gt; box.", "loss 0.25", "A.clean.none.seed0"):
+        assert part in detail
+    assert "It is honest." in text_of(pages(out)["defense/tiny-v1/honest.html"])
+    table = csv.DictReader(io.StringIO((out / "board/tiny-v1.csv").read_text()))
+    row = next(row for row in table if row["defense"] == "masked")
+    assert (row["state"], row["verdicts"]) == ("unverified", " ".join(["warning:black_box_beats_white_box"] * 2))
+
+
+def test_a_breach_means_not_evaluated_without_any_number(
+    tiny: Protocol, store: Store, tmp_path: Path, verdict: Callable[..., None]
+) -> None:
+    for name in ("identity", "cheat"):
+        tiny_cells(store, name, [[1] * 10] * 3)
+    verdict("cheat", "breach", "It writes to its input.", "contract")
+    row = tables.board(TINY.id, store.cells()).rows[-1]
+    assert (row.defense, row.state, row.rank, row.mrr, row.clean) == ("cheat", "not_evaluated", None, None, None)
+    out = build([store], tmp_path / "site").parent
+    shown = row_of(pages(out)["index.html"], "cheat")
+    assert "not evaluated" in shown and "contract" in shown and "%" not in shown
+    assert "It writes to its input." in pages(out)["defense/tiny-v1/cheat.html"]
+
+
+def test_verdicts_compare_with_identity_seed_by_seed(
+    tiny: Protocol, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = set()
+
+    def spy(cells: Sequence[Cell], baseline: Sequence[Cell], protocol: Protocol) -> tuple[Verdict, ...]:
+        seeds = {cell.record.seed for cell in cells}, {cell.record.seed for cell in baseline}
+        names = {cell.record.defense for cell in baseline}
+        assert len(cells) == 3 and protocol.hash == TINY.hash
+        calls.add((cells[0].record.defense, *map(tuple, seeds), *names))
+        return ()
+
+    monkeypatch.setattr(verdicts, "verdicts", spy)
+    for name, seed in (("identity", 0), ("kmeans", 0), ("kmeans", 1)):
+        tiny_cells(store, name, [[1] * 10] * 3, seed=seed)
+    tables.board(TINY.id, store.cells())
+    assert calls == {
+        ("identity", (0,), (0,), "identity"), ("kmeans", (0,), (0,), "identity"), ("kmeans", (1,), (0,), "identity"),
+    }  # fmt: skip
+
+
+def test_every_rule_is_explained(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    fake_records.save(store, TINY, ["identity"])
+    page = (build([store], tmp_path / "site").parent / "about.html").read_text()
+    assert all(f'id="rule-{rule}"' in page and str(escape(text)) in page for rule, text in RULES.items())
+
+
+def test_a_cascade_counts_in_the_worst_case_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    deep_cells(store)
+    (row,) = tables.board(DEEP.id, store.cells()).rows
+    assert (row.state, row.missing) == ("complete", ())
+    assert row.accuracy == pytest.approx((0.9, 0.7, 0.2))  # at .1 FGSM broke 0, the cascade 2; at .2 4 and 6 stand
+    tracks = {track: [(e.value, e.n, e.is_left) if e else None for e in found] for track, found in row.tracks.items()}
+    assert tracks["gray_box"] == [(pytest.approx(0.8), 10, False), (pytest.approx(0.7), 10, False)]
+    assert tracks["transfer"] == [None, (pytest.approx(0.8), 10, False)]
+    # at .1 there is a cascade only; at .2 the cold run on six images, without the one on three
+    assert tracks["white_box"] == [(pytest.approx(0.7), 10, True), (pytest.approx(4 / 6), 6, False)]
+    out = build([store], tmp_path / "site").parent
+    assert "†" in row_of(pages(out)["index.html"], "kmeans")
+    detail = text_of(pages(out)["defense/deep-v1/kmeans.html"])
+    assert "attacked 8 of 10, broke 1" in detail and "attacked 4 of 10, broke 2" in detail
+    assert "transfer, made on Identity VAE" in detail
+
+
+def test_what_broke_most_is_the_first_attack_that_broke_each_image(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    deep_cells(store)
+    (row,) = tables.board(DEEP.id, store.cells()).rows
+    # at .1: FGSM 0, the cascade 2; at .2: FGSM 0 and 1, transfer 5, cold 2 and 3, the cascade 7 and 8
+    said = [(one.kind.attack, one.kind.route, one.broken, one.total) for one in row.strongest if one]
+    assert said == [("fgsm", "", 1, 2), ("fgsm", "", 2, 7)]
+    assert "2 of 7" in row_of(build([store], tmp_path / "site").read_text(), "kmeans")
+
+
+def test_rows_of_different_efforts_are_compared_on_the_images_that_both_have(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    fake_records.save(store, DEEP, ["identity"], strength=0.01)
+    noisy = fake_records.card("noisy", stochastic=True)
+    fake_records.save(store, DEEP, ["noisy"], card=noisy, strength=1.0)
+    rows = {row.defense: row for row in tables.board(DEEP.id, store.cells()).rows}
+    assert {name: (row.n, row.state, len(row.cells)) for name, row in rows.items()} == {
+        "identity": (10, "complete", 8), "noisy": (6, "complete", 3),
+    }  # fmt: skip
+    noisy_row, bare = rows["noisy"], rows["identity"]
+    assert noisy_row.radius is not None and bare.radius is not None and noisy_row.gain is not None
+    assert noisy_row.gain.value == pytest.approx(float((noisy_row.radius - bare.radius[:6]).mean()))
+    assert noisy_row.gain.n == 6
+    assert (noisy_row.rank, bare.rank) == (1, 2)
+    out = build([store], tmp_path / "site").parent
+    assert "n = 6" in row_of(pages(out)["index.html"], "noisy")
+    assert "n = 10" in row_of(pages(out)["index.html"], "identity")
+    about = text_of((out / "about.html").read_text())
+    assert "Cheap, random: 6 images, 3 cells" in about and "what still stands" in about
+
+
+def test_a_costly_defense_owes_the_cells_of_its_class(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = (DEEP.attacks[0], DEEP.attacks[2])
+    costly = replace(DEEP, efforts=(Effort("search", True, 4, few),))
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: costly})
+    fake_records.save(store, costly, ["slow"], budget="search", units=5000.0)
+    (row,) = tables.board(DEEP.id, store.cells()).rows
+    assert row.mrr is not None
+    assert (row.n, row.state, row.budget, row.units) == (4, "reduced", "search", 5000.0)
+
+
+def test_a_costly_defense_is_an_upper_bound_without_a_rank(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Callable[..., None]
+) -> None:
+    few = (DEEP.attacks[0], DEEP.attacks[1], DEEP.attacks[2])
+    costly = replace(DEEP, efforts=(*DEEP.efforts, Effort("search", True, 4, few)))
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: costly})
+    fake_records.save(store, costly, ["identity", "kmeans"])
+    for name in ("slow", "warned"):
+        fake_records.save(store, costly, [name], budget="search", units=5000.0, strength=9.0)
+    verdict("warned", "warning")
+    board = tables.board(DEEP.id, store.cells())
+    assert [(row.defense, row.rank, row.state, board.why(row)) for row in board.rows] == [
+        ("kmeans", 1, "complete", ""), ("identity", 2, "complete", ""), ("slow", None, "reduced", "reduced"),
+        ("warned", None, "unverified", "unverified"),
+    ]  # fmt: skip
+    assert board.rows[2].mrr is not None and board.rows[2].gain is not None
+    out = build([store], tmp_path / "site").parent
+    html = pages(out)["index.html"]
+    slow, warned = row_of(html, "slow"), row_of(html, "warned")
+    assert slow.count("upper bound, reduced budget") == 2 and f"{board.rows[2].mrr.value:.3f}" in slow
+    assert "upper bound, unverified" in warned and "upper bound, reduced budget" in warned
+    assert "4 images instead of 10, 3 cells instead of 8, no steps, no cascade" in html
+    assert "Upper bound, reduced budget: no rank." in text_of(pages(out)["defense/deep-v1/slow.html"])
+    table = {row["defense"]: row for row in csv.DictReader(io.StringIO((out / "board/deep-v1.csv").read_text()))}
+    assert (table["slow"]["rank"], table["slow"]["unranked"], table["kmeans"]["unranked"]) == ("", "reduced", "")
+
+
+def test_a_random_defense_keeps_its_rank_and_says_what_it_was_spared(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    fake_records.save(store, DEEP, ["identity"], strength=0.01)
+    fake_records.save(store, DEEP, ["noisy"], card=fake_records.card("noisy", stochastic=True), strength=1.0)
+    rows = {row.defense: row for row in tables.board(DEEP.id, store.cells()).rows}
+    assert (rows["noisy"].rank, rows["noisy"].state) == (1, "complete")
+    html = build([store], tmp_path / "site").read_text()
+    assert "reduced effort" in row_of(html, "noisy") and "reduced effort" not in row_of(html, "identity")
+    assert ": 6 images instead of 10, 3 cells instead of 8, no cascade" in html
+
+
+def test_costs_are_summed_over_cells(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    fake_records.save(store, TINY, ["kmeans"])
+    (row,) = tables.board(TINY.id, store.cells()).rows
+    assert row.attack_rows == 10 + 2 * (4 + 3) * 10  # the clean images once, two attacks of three steps
+    assert row.attack_seconds == pytest.approx(4.5)
+    assert "150 rows, 4.5\u202fs" in row_of(build([store], tmp_path / "site").read_text(), "kmeans")
+
+
+def test_lines_and_losses_come_from_independent_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    deep_cells(store)
+    board = tables.board(DEEP.id, store.cells())
+    chart = views.defense_chart(board.rows[0], board, "a")
+    assert chart is not None
+    labels = [line.label for line in chart.lines]
+    assert labels == [
+        "worst case, with 95 % interval", "FGSM (gray box)", "APGD margin (transfer, made on Identity VAE)",
+        "APGD margin (white box, autograd, first 6)",
+    ]  # fmt: skip
+    losses = views.curves_chart(board.rows[0], "l")
+    assert losses is not None and not any("BPDA" in line.label for line in losses.lines)
+
+
+def test_each_exhibit_shows_the_attack_that_broke_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    deep_cells(store)
+    (row,) = tables.board(DEEP.id, store.cells()).rows
+    shown = {showcase.eps: showcase.exhibits for showcase in views.showcases(row)}
+    assert [exhibit.is_right for exhibit in shown[0.2]] == [False] * 4 + [True, False, True, False]
+    assert shown[0.2][0].attack == "FGSM (gray box)"
+    assert shown[0.2][7].attack == "APGD margin (white box, BPDA)" and shown[0.2][7].pictures[1:] == ("", "")
+    assert all(exhibit.attack == "" for exhibit in shown[0.0])
+
+
 def test_a_missing_cell_means_incomplete_without_rank_or_radius(tiny: Protocol, store: Store, tmp_path: Path) -> None:
     fake_records.save(store, TINY, ["identity", "whole"])
     fake_records.save(store, TINY, ["torn"], skip=["gray_box.pgd.linf-0.2"])
@@ -165,6 +437,28 @@ def test_a_failed_cell_is_shown_with_its_reason(tiny: Protocol, store: Store, tm
     assert "ValueError: purify returned NaN" in pages(out)["defense/tiny-v1/kmeans.html"]
 
 
+def test_a_failed_cell_keeps_the_rank_and_marks_it(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [[1] * 10, [0] * 10, [0] * 10])
+    tiny_cells(store, "kmeans", [[1] * 10, [1] * 10, [1] * 10])
+    right = np.array([0] + [1] * 9, np.float32)
+    failed = {"status": "failed", "error": "ValueError: purify returned NaN"}
+    store.save(fake_records.cell(TINY, "kmeans", TINY.attacks[0], arrays={"correct": right}, **failed))
+    extra = AttackSpec("pgd", "gray_box", "linf", 0.05, PGD)
+    store.save(fake_records.cell(TINY, "kmeans", extra, **failed))
+    row = tables.board(TINY.id, store.cells()).rows[0]
+    assert (row.defense, row.rank, row.state) == ("kmeans", 1, "complete")
+    assert [cell.record.attack for cell in row.failed] == ["none"]  # what does not count does not mark
+    assert row.mrr is not None and row.mrr.value == pytest.approx(0.9)
+    out = build([store], tmp_path / "site").parent
+    shown = row_of(pages(out)["index.html"], "kmeans")
+    assert "1 with failed cells" in shown and "1 cell failed: images counted as wrong" in shown
+    assert "with failed cells" not in row_of(pages(out)["index.html"], "identity")
+    detail = text_of(pages(out)["defense/tiny-v1/kmeans.html"])
+    assert "and the rank stands" in detail and "A.clean.none.seed0" in detail
+    table = csv.DictReader(io.StringIO((out / "board/tiny-v1.csv").read_text()))
+    assert [row["failed_cells"] for row in table] == ["1", "0"]
+
+
 @pytest.mark.parametrize("changes", [{"protocol": "mnist-v9"}, {"protocol_hash": "0" * 64}], ids=["unknown", "changed"])
 def test_records_of_another_version_are_listed_not_ranked(
     changes: dict[str, str], tiny: Protocol, store: Store, tmp_path: Path
@@ -186,17 +480,117 @@ def test_cells_of_different_weights_are_never_joined(tiny: Protocol, store: Stor
     assert (row.state, row.mrr) == ("mixed", None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "clash", "said"),
+    [
+        ({"code": "another"}, "code", "mixed code"),
+        ({"harness": 2}, "harness", "mixed versions of the harness"),
+        ({"attack_version": 99}, "attack_version", "attacks of another version"),
+        ({"weights": "another"}, "weights", "mixed weights"),
+    ],
+)
+def test_cells_of_different_versions_are_never_joined(
+    changes: dict[str, Any], clash: str, said: str, tiny: Protocol, store: Store, tmp_path: Path
+) -> None:
+    fake_records.save(store, TINY, ["identity", "kmeans"])
+    store.save(fake_records.cell(TINY, "kmeans", TINY.attacks[-1], **changes))
+    row = tables.board(TINY.id, store.cells()).rows[-1]
+    assert (row.defense, row.state, row.clashes, row.mrr, row.rank) == ("kmeans", "mixed", (clash,), None, None)
+    out = build([store], tmp_path / "site").parent
+    assert said in row_of(pages(out)["index.html"], "kmeans") and "mixed records" in pages(out)["index.html"]
+    assert said in text_of(pages(out)["defense/tiny-v1/kmeans.html"])
+
+
+def test_seeds_share_the_code_and_the_harness_but_not_the_weights(tiny: Protocol, store: Store) -> None:
+    for name, changes in {"one": {}, "two": {"code": "another"}, "three": {"harness": 2}}.items():
+        fake_records.save(store, TINY, [name], seed=0)
+        fake_records.save(store, TINY, [name], seed=1, **changes)
+    rows = tables.board(TINY.id, store.cells()).rows
+    assert {row.defense: (row.state, row.clashes) for row in rows} == {
+        "one": ("complete", ()), "two": ("mixed", ("code",)), "three": ("mixed", ("harness",)),
+    }  # fmt: skip
+
+
+def test_attacks_of_an_old_version_are_refused_even_where_all_agree(
+    tiny: Protocol, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_records.save(store, TINY, ["kmeans"])
+    monkeypatch.setattr(tables, "ATTACKS", {**ATTACKS, "pgd": replace(ATTACKS["pgd"], version=99)})
+    (row,) = tables.board(TINY.id, store.cells()).rows
+    assert (row.state, row.clashes) == ("mixed", ("attack_version",))
+
+
+def test_a_cascade_that_left_out_standing_images_is_incomplete(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {DEEP.id: DEEP})
+    deep_cells(store)
+    # a later transfer came out otherwise: nothing stored breaks image 5 now, which the cascade left out
+    right = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 0], np.float32)
+    far = np.full(10, 0.2, np.float32)
+    store.save(fake_records.cell(DEEP, "kmeans", DEEP.attacks[3], arrays={"correct": right, "linf": far, "l2": far}))
+    (row,) = tables.board(DEEP.id, store.cells()).rows
+    assert (row.state, row.mrr, row.rank, row.missing) == ("incomplete", None, None, ())
+    name = "A.white_box.apgd_margin.bpda.linf-0.2.seed0"
+    assert row.left_out == {name: 1}
+    assert row.clean is not None and row.clean.value == pytest.approx(0.9)
+    out = build([store], tmp_path / "site").parent
+    shown = row_of(pages(out)["index.html"], "kmeans")
+    assert "incomplete" in shown and "images left out in 1 cell" in shown
+    detail = text_of(pages(out)["defense/deep-v1/kmeans.html"])
+    assert f"{name} 1 image" in detail and "left out images that no stored cell has broken" in detail
+
+
+def test_what_broke_an_image_counts_in_its_own_norm_and_ball_alone() -> None:
+    clean = AttackSpec("none", "clean")
+    weak = AttackSpec("fgsm", "gray_box", "linf", 0.2)
+    linf = AttackSpec("apgd_margin", "white_box", "linf", 0.1, PGD, "bpda", cascade=True)
+    l2 = AttackSpec("apgd_margin", "white_box", "l2", 1.0, PGD, "bpda", cascade=True)
+    protocol = Protocol("t-v1", "digits", 4, (clean, weak, linf, l2), (0.1, 0.2), (1.0,))
+    none, far = np.zeros(4, np.float32), np.full(4, np.inf, np.float32)
+    # image 0 is wrong when clean, 1 and 2 are broken by FGSM, 3 stands
+    shares = {clean: [0, 1, 1, 1], weak: [0, 0, 0, 1]}
+    linf_far, l2_far = np.array([0.2, 0.1 + 5e-7, 0.11, 0.1], np.float32), np.array([3, 3, 1, 1], np.float32)
+    cells = [
+        fake_records.cell(protocol, "x", spec, arrays={
+            "correct": np.array(shares.get(spec, [np.nan] * 4), np.float32), "attacked": np.full(4, spec in shares),
+            "linf": none if spec is clean else linf_far if spec is weak else far,
+            "l2": none if spec is clean else l2_far if spec is weak else far,
+        })
+        for spec in protocol.attacks
+    ]  # fmt: skip
+    assert statistics.left_out(cells, protocol) == {
+        cells[2].record.cell: 2,  # 2, which FGSM broke outside the ball, and 3
+        cells[3].record.cell: 2,  # 1, likewise, and 3
+    }
+    assert statistics.left_out(cells[:2], protocol) == {}
+
+
+def test_an_independent_cell_owes_all_its_images(tiny: Protocol, store: Store) -> None:
+    fake_records.save(store, TINY, ["kmeans"])
+    half = np.arange(10) < 5
+    correct = np.where(half, 1, np.nan).astype(np.float32)
+    distance = np.where(half, 0.2, np.inf).astype(np.float32)
+    arrays = {"attacked": half, "correct": correct, "linf": distance, "l2": distance}
+    store.save(fake_records.cell(TINY, "kmeans", TINY.attacks[-1], arrays=arrays))
+    (row,) = tables.board(TINY.id, store.cells()).rows
+    assert (row.state, row.left_out) == ("incomplete", {"A.gray_box.pgd.linf-0.2.seed0": 5})
+
+
 def test_seeds_are_averaged_and_classifiers_are_kept_apart(tiny: Protocol, store: Store, tmp_path: Path) -> None:
     good, bad = [[1] * 10] * 3, [[0] * 10] * 3
     tiny_cells(store, "kmeans", good, seed=0)
     tiny_cells(store, "kmeans", bad, seed=1)
     tiny_cells(store, "kmeans", good, classifier="B")
+    tiny_cells(store, "identity", bad)
     board = tables.board(TINY.id, store.cells())
-    assert [(row.classifier, row.seeds, row.rank) for row in board.rows] == [("A", (0, 1), 1), ("B", (0,), None)]
+    first, bare, other = board.rows
+    assert bare.defense == "identity"
+    assert [(row.classifier, row.seeds, row.rank) for row in (first, other)] == [("A", (0, 1), 1), ("B", (0,), None)]
     # an AND over seeds would give 0
-    assert board.rows[0].mrr is not None
-    assert board.rows[0].mrr.value == pytest.approx(0.5)
-    assert board.rows[0].mrr.by_seed == (1.0, 0.0)
+    assert first.mrr is not None
+    assert first.mrr.value == pytest.approx(0.5)
+    assert first.mrr.by_seed == (1.0, 0.0)
     html = build([store], tmp_path / "site").read_text()
     assert "classifier B" in html and "2 seeds, 0.000 to 1.000" in html
 
@@ -210,6 +604,29 @@ def test_the_gain_needs_the_same_classifier_weights(tiny: Protocol, store: Store
     assert gains["other"] is None and gains["identity"] is None
     board = tables.board(TINY.id, store.cells())
     assert {row.defense for row in board.rows if board.baseline_of(row)} == {"kmeans"}
+
+
+def test_without_a_complete_baseline_on_its_classifier_nobody_has_a_rank(
+    tiny: Protocol, store: Store, tmp_path: Path, verdict: Callable[..., None]
+) -> None:
+    tiny_cells(store, "identity", [[1] * 10, [0] * 10, [0] * 10])
+    tiny_cells(store, "kmeans", [[1] * 10] * 3)
+    tiny_cells(store, "other", [[1] * 10] * 3, classifier_weights="another net")
+    hardened = fake_records.card("trained", kind="hardened")
+    tiny_cells(store, "trained", [[1] * 10] * 3, card=hardened)  # its own net, on the classifier it stands for
+    board = tables.board(TINY.id, store.cells())
+    assert {row.defense: (row.rank, board.why(row)) for row in board.rows} == {
+        "kmeans": (1, ""), "trained": (1, ""), "identity": (3, ""), "other": (None, "no_baseline"),
+    }  # fmt: skip
+    other = next(row for row in board.rows if row.defense == "other")
+    assert other.mrr is not None and other.mrr.value == 1
+    out = build([store], tmp_path / "site").parent
+    shown = row_of(pages(out)["index.html"], "other")
+    assert "no baseline on the same classifier" in shown and "1.000" in shown
+    assert "No rank: no baseline on the same classifier." in text_of(pages(out)["defense/tiny-v1/other.html"])
+    verdict("identity", "warning")
+    board = tables.board(TINY.id, store.cells())
+    assert {(row.rank, row.gain) for row in board.rows} == {(None, None)}
 
 
 def test_cells_outside_the_protocol_are_shown_but_not_counted(tiny: Protocol, store: Store, tmp_path: Path) -> None:
@@ -235,7 +652,7 @@ def test_a_board_without_an_attacker_who_knows_the_defense_says_so(
             assert "white box" in shown
 
 
-def test_a_draft_says_so_and_names_what_it_does_not_measure(store: Store, tmp_path: Path) -> None:
+def test_a_smoke_test_says_so_and_names_what_it_does_not_measure(store: Store, tmp_path: Path) -> None:
     fake_records.save(store, QUICK, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
@@ -244,7 +661,7 @@ def test_a_draft_says_so_and_names_what_it_does_not_measure(store: Store, tmp_pa
             assert "no attacker on this board knows that a defense exists" not in shown
             assert QUICK.purpose in shown
             assert "query" in shown
-    assert "white box, BPDA" in text_of(pages(out)["defense/digits-v1-quick-draft/identity.html"])
+    assert "white box, BPDA" in text_of(pages(out)["defense/digits-v1-quick/identity.html"])
     assert "smoke test" in row_of(pages(out)["index.html"], "identity")
 
 
@@ -252,11 +669,11 @@ def test_limited_runs_are_recognised(store: Store, tmp_path: Path) -> None:
     limited = QUICK.limited(20)
     fake_records.save(store, limited, ["identity"])
     assert gather.known(limited.id) == limited
-    assert gather.known("digits-v1-quick-draft+limit5000") is None
+    assert gather.known("digits-v1-quick+limit5000") is None
     out = build([store], tmp_path / "site").parent
-    html = pages(out)["board/digits-v1-quick-draft.limit20.html"]
+    html = pages(out)["board/digits-v1-quick.limit20.html"]
     assert "limited" in row_of(html, "identity")
-    assert "--protocol digits-v1-quick-draft --limit 20" in html
+    assert "--protocol digits-v1-quick --limit 20" in html
 
 
 def test_hostile_strings_are_escaped_everywhere(tiny: Protocol, store: Store, tmp_path: Path) -> None:
@@ -323,7 +740,7 @@ def test_the_bundle_is_the_installed_one() -> None:
 
 
 def test_without_records_the_error_says_what_to_run(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="purifybench run identity --protocol digits-v1-quick-draft"):
+    with pytest.raises(BenchError, match="purifybench run identity --protocol digits-v1-quick"):
         build([store], tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
@@ -440,12 +857,27 @@ def test_reading_a_site_needs_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_protocol_with_l2_attacks_gets_a_radius_for_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = replace(TINY, l2_radii=(1.0, 4.0), attacks=(*TINY.attacks, AttackSpec("pgd", "gray_box", "l2", 1.0)))
+@pytest.mark.parametrize(
+    ("attacked", "has_radius"),
+    [
+        ({"track": "white_box", "eps": (1.0, 4.0)}, True),
+        ({"track": "white_box", "eps": (1.0,)}, False),
+        ({"track": "gray_box", "eps": (1.0, 4.0)}, False),
+        ({"track": "white_box", "eps": (1.0, 4.0), "n_examples": 3}, False),
+    ],
+)
+def test_an_l2_radius_needs_a_white_box_attack_at_every_radius(
+    attacked: dict[str, Any], has_radius: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {name: value for name, value in attacked.items() if name != "eps"}
+    specs = [AttackSpec("pgd", norm="l2", eps=eps, **facts) for eps in attacked["eps"]]
+    wide = replace(TINY, l2_radii=(1.0, 4.0), attacks=(*TINY.attacks, *specs))
     monkeypatch.setattr(protocols, "PROTOCOLS", {wide.id: wide})
     fake_records.save(store, wide, ["kmeans"])
     (row,) = tables.board(wide.id, store.cells()).rows
-    assert row.l2_mrr is not None and 0 <= row.l2_mrr.value <= 1
+    assert row.mrr is not None
+    assert (row.l2_mrr is not None) == has_radius
+    assert row.l2_mrr is None or 0 <= row.l2_mrr.value <= 1
 
 
 @pytest.mark.parametrize(
@@ -460,3 +892,39 @@ def test_a_protocol_with_l2_attacks_gets_a_radius_for_them(store: Store, monkeyp
 )
 def test_attacks_are_named_as_published(name: str, shown: str) -> None:
     assert formats.attack_name(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "shown"),
+    [
+        (formats.compact, 0, "0"),
+        (formats.compact, 999, "999"),
+        (formats.compact, 12345, "12.3\u202fk"),
+        (formats.compact, 999_900, "1.00\u202fM"),
+        (formats.compact, 123_456_789, "123\u202fM"),
+        (formats.duration, 0, "0\u202fs"),
+        (formats.duration, 4.5, "4.5\u202fs"),
+        (formats.duration, 59.9, "1.0\u202fmin"),
+        (formats.duration, 5400, "1.5\u202fh"),
+        (formats.units, 1.1e-5, "<\u202f0.01"),
+        (formats.units, 1.25, "1.2"),
+        (formats.units, 4321.0, "4\u202f321"),
+        (formats.level, "Warning, for random defenses: drift", "warning"),
+    ],
+)
+def test_costs_are_printed_as_people_read_them(form: Callable[..., str], value: object, shown: str) -> None:
+    assert form(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        (AttackSpec("pgd", "gray_box", "linf", 0.1), "gray box"),
+        (AttackSpec("apgd_ce", "white_box", "linf", 0.1, route="bpda"), "white box, BPDA"),
+        (AttackSpec("apgd_ce", "white_box", "linf", 0.1, route="surrogate"), "white box, surrogate"),
+        (AttackSpec("apgd_ce", "transfer", "linf", 0.1, source="pgd_training"), "transfer, made on PGD training"),
+        (AttackSpec("apgd_ce", "transfer", "linf", 0.1, source="identity"), "transfer, made on identity"),
+    ],
+)
+def test_what_an_attacker_knows_is_said_in_words(spec: AttackSpec, shown: str) -> None:
+    assert formats.knowledge(spec) == shown

@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-from bench import attacks, catalog, classifiers, data, protocol
+from bench import attacks, catalog, classifiers, cost, data, protocol
 from bench.draws import ImageDraws
 from bench.errors import BenchError
-from bench.protocol import PROTOCOLS, AttackSpec, Protocol
+from bench.protocol import PROTOCOLS, AttackSpec, Effort, Protocol, Thresholds
 
-SPECS = [pytest.param(spec, id=f"{p.id}:{spec.slug}") for p in PROTOCOLS.values() for spec in p.attacks]
+SPECS = [pytest.param(spec, id=f"{p.id}:{spec.slug}") for p in PROTOCOLS.values() for spec in p.every_attack]
 
 TINY = Protocol(
     id="tiny-v1",
@@ -63,11 +63,13 @@ def test_protocols_cannot_be_changed():
 CHANGED = {
     "id": "tiny-v2", "dataset": "mnist", "n_examples": 99, "attacks": TINY.attacks[:-1], "linf_radii": (0.1,),
     "l2_radii": (0.5,), "classifiers": ("B",), "selection_draws": 11, "scoring_draws": 11, "seed": 1, "ranked": False,
+    "efforts": (Effort("cheap", True, 50, TINY.attacks[:1]),), "thresholds": Thresholds(gap=0.02),
+    "headline_radii": (0.1,),
 }  # fmt: skip
 
 
 def test_the_hash_covers_every_field_but_the_purpose():
-    assert set(CHANGED) | {"purpose"} == {field.name for field in dataclasses.fields(Protocol)}
+    assert set(CHANGED) | {"purpose", "whole"} == {field.name for field in dataclasses.fields(Protocol)}
     hashes = {dataclasses.replace(TINY, **{name: value}).hash for name, value in CHANGED.items()}
     assert len(hashes | {TINY.hash}) == len(CHANGED) + 1
     assert dataclasses.replace(TINY, purpose="Other prose.").hash == TINY.hash
@@ -82,6 +84,10 @@ def test_the_hash_covers_every_field_but_the_purpose():
         {"eps": 0.11},
         {"params": (("steps", 4),)},
         {"route": "bpda"},
+        {"source": "identity"},
+        {"n_examples": 10},
+        {"cascade": True},
+        {"variant": "cold"},
     ],
     ids=str,
 )
@@ -102,6 +108,41 @@ def test_two_cells_of_one_name_and_odd_radii_are_refused():
     for radii in ((0.2, 0.1), (0.0, 0.1), (0.1, 0.1)):
         with pytest.raises(ValueError, match="must grow from above 0"):
             dataclasses.replace(TINY, linf_radii=radii)
+
+
+RANDOM = Effort("cheap", True, 50, TINY.attacks[:2], selection_draws=3, scoring_draws=4)
+SEARCH = Effort("search", True, 25, TINY.attacks[:3])
+
+
+def test_each_kind_of_defense_meets_its_own_effort_under_the_same_id_and_hash():
+    whole = dataclasses.replace(TINY, efforts=(RANDOM, SEARCH))
+    cheap = whole.effort("cheap", stochastic=False)
+    assert (cheap.attacks, cheap.n_examples) == (TINY.attacks, 100)
+    random = whole.effort("cheap", stochastic=True)
+    assert (random.attacks, random.n_examples, random.looks(stochastic=True)) == (RANDOM.attacks, 50, 7)
+    for stochastic in (True, False):  # one list for both
+        assert whole.effort("search", stochastic=stochastic).attacks == SEARCH.attacks
+    assert {view.hash for view in (cheap, random, whole.effort("search", stochastic=True))} == {whole.hash}
+    assert {view.id for view in (cheap, random)} == {whole.id}
+    assert cheap.effort("cheap", stochastic=False) == cheap
+    assert whole.limited(30).effort("cheap", stochastic=True).n_examples == 30
+    assert whole.limited(30).effort("search", stochastic=True).n_examples == 25
+
+
+def test_every_attack_holds_each_slug_of_every_effort_once():
+    extra = AttackSpec("square", "query", "linf", 0.1)
+    whole = dataclasses.replace(TINY, efforts=(dataclasses.replace(RANDOM, attacks=(TINY.attacks[0], extra)),))
+    assert whole.every_attack == (*TINY.attacks, extra)
+
+
+def test_budget_classes_are_by_units():
+    assert [cost.budget(units) for units in (0, 20, 20.1, 1000, 1e9)] == [
+        "cheap",
+        "cheap",
+        "medium",
+        "medium",
+        "search",
+    ]
 
 
 def test_no_two_protocols_share_a_hash():
@@ -160,9 +201,9 @@ def test_a_draft_stays_a_draft_when_it_is_limited():
 
 
 def test_get_suggests_the_nearest_protocol():
-    assert protocol.get("digits-v1-draft") is PROTOCOLS["digits-v1-draft"]
-    with pytest.raises(BenchError, match=r"no protocol is called 'minst-v1-draft'; did you mean mnist-v1-draft"):
-        protocol.get("minst-v1-draft")
+    assert protocol.get("digits-v1") is PROTOCOLS["digits-v1"]
+    with pytest.raises(BenchError, match=r"no protocol is called 'minst-v1'; did you mean mnist-v1"):
+        protocol.get("minst-v1")
 
 
 @pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
@@ -175,8 +216,15 @@ def test_every_protocol_is_consistent(chosen):
     for radii in (chosen.linf_radii, chosen.l2_radii):
         assert list(radii) == sorted(set(radii))
         assert all(radius > 0 for radius in radii)
-    attacked = {spec.eps for spec in chosen.attacks if spec.norm == "linf" and spec.track != "clean"}
-    assert attacked == set(chosen.linf_radii)
+    for view in (chosen, *(chosen.effort(one.budget, stochastic=one.stochastic) for one in chosen.efforts)):
+        attacked = {
+            spec.eps
+            for spec in view.attacks
+            if spec.norm == "linf" and spec.track != "clean" and spec.variant != "wide"
+        }
+        assert attacked == set(chosen.linf_radii)
+        order = [spec.eps for spec in view.attacks if spec.cascade and spec.norm == "linf"]
+        assert order == sorted(order), "a cascade goes from the smallest ball to the largest"
 
 
 @pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
@@ -205,6 +253,8 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     own = {name: value for name, value in spec.params if name != "eot"}  # eot belongs to the target
     inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **radius, **own)
     assert (spec.track == "white_box") == (spec.route in protocol.ROUTES)
+    assert (spec.track == "transfer") == bool(spec.source)
+    assert not spec.cascade or spec.track == "white_box"
     forward, backward = info.cost(**dict(spec.params))
     assert forward >= backward >= 0
 
@@ -219,7 +269,7 @@ def test_every_attack_of_the_catalog_imports_and_runs(name):
     radius = {"eps": 0.1} if catalog.ATTACKS[name].norms else {}
     result = attacks.get(name)(linear, images, labels, draws=ImageDraws(labels), **radius)
     assert result.images.shape == images.shape
-    assert (result.images - images).abs().max() <= 0.1 + 1e-6
+    assert not radius or (result.images - images).abs().max() <= 0.1 + 1e-6
 
 
 def test_an_unknown_attack_suggests_the_nearest():
@@ -247,7 +297,25 @@ def test_what_names_and_records_need_is_free_of_torch():
 
 
 def test_a_limited_id_names_the_limited_protocol():
-    assert protocol.get("digits-v1-draft+limit20") == protocol.get("digits-v1-draft").limited(20)
-    for wrong in ("digits-v1-draft+limitx", "digits-v9+limit20"):
+    assert protocol.get("digits-v1+limit20") == protocol.get("digits-v1").limited(20)
+    for wrong in ("digits-v1+limitx", "digits-v9+limit20"):
         with pytest.raises(BenchError, match="no protocol is called"):
             protocol.get(wrong)
+
+
+# ---------------------------------------------------------------------------------------------- published
+
+PUBLISHED = {
+    "digits-v1": "e8de40f257dd6a3c162044887cdbdb5da66752edb73b553e416988c95c9b2d5b",
+    "digits-v1-quick": "6655caa5106112f400fc6aa3570eb6a650055a6823fbd92cd401f098c39c6ecc",
+    "mnist-v1": "c2275c63d4268de7d9938880098605ded2b3db7bdae9890842b21401ff3ed6f4",
+    "mnist-v1-quick": "4ccab4a4ff1cd9dd9f27c88df38040a148580db0b00771f4a2b6879a7d4da75a",
+    "fmnist-v1": "5a840adfd035334046912bd7f4e7babc154325e802f9fdbacd056fe0ea174abe",
+    "fmnist-v1-quick": "9ebba2de2b2f388c42e7f665e227ade6ba453eb9766ed428dac37a54c1fb9597",
+}
+
+
+def test_a_published_protocol_never_changes():
+    """A new hash here means a new number for everyone: make a new version beside the old one instead."""
+    published = {name: PROTOCOLS[name].hash for name in PROTOCOLS if not PROTOCOLS[name].is_draft}
+    assert published == PUBLISHED

@@ -238,3 +238,86 @@ def test_equal_entries_are_seldom_called_different():
         entries = {name: generator.random(60) for name in "abcde"}
         false_alarms += max(statistics.ranks(entries).values()) > 1
     assert false_alarms <= 20  # 5 % of 200 is 10; above 20 has probability .002
+
+
+# ---------------------------------------------------------------------------------------------- entries of two lengths
+
+
+def test_entries_of_different_lengths_are_compared_on_the_first_images():
+    """The long entry is far better, but only on images that the short one does not have."""
+    generator = np.random.default_rng(8)
+    short = generator.random(50)
+    long = np.concatenate([short + 0.001 * generator.normal(size=50), np.full(450, 5.0)])
+    assert statistics.ranks({"short": short, "long": long}) == {"short": 1, "long": 1}
+    other = np.concatenate([short - 0.5, np.full(450, 5.0)])
+    assert statistics.ranks({"short": short, "other": other}) == {"short": 1, "other": 2}
+    assert statistics.ranks({"long": long, "other": other}) == {"long": 1, "other": 2}
+
+
+def test_entries_of_one_length_rank_as_before_whatever_their_order():
+    entries = three(2.32, 2.15)
+    assert statistics.ranks({name: entries[name] for name in "cab"}) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_paired_differences_are_those_of_the_first_images():
+    assert statistics.paired(np.array([3.0, 2.0, 9.0]), np.array([1.0, 1.0])).tolist() == [2, 1]
+
+
+# ---------------------------------------------------------------------------------------------- what broke most
+
+
+@pytest.fixture
+def attacked(make_cell):
+    def make(marks, eps, attack="pgd", track="gray_box", **changes):
+        """A cell from one mark an image: 0 broken, 1 right, - not attacked."""
+        mask = [mark != "-" for mark in marks]
+        arrays = {
+            "attacked": mask, "correct": [float(mark) if mark != "-" else math.nan for mark in marks],
+            "linf": [eps if hit else math.inf for hit in mask],
+        }  # fmt: skip
+        return make_cell(arrays, attack=attack, track=track, norm="linf", eps=eps, **changes)
+
+    return make
+
+
+def test_images_that_were_not_attacked_count_as_they_were(make_cell, attacked):
+    cells = [make_cell({"correct": [1, 1, 1, 0]}), attacked("0---", 0.1), attacked("-01-", 0.2, cascade=True)]
+    assert statistics.robustness(cells, "linf", [0.1, 0.2]).tolist() == [[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+
+
+def test_an_image_is_put_down_to_the_first_attack_that_broke_it(make_cell, attacked):
+    white = {"track": "white_box", "route": "autograd"}
+    cells = [
+        make_cell({"correct": [1, 1, 1, 1, 0]}),
+        attacked("01111", 0.1, "fgsm"),
+        attacked("00111", 0.1, **white),
+        attacked("--01-", 0.2, **white, cascade=True),  # the same attack in a larger ball
+        attacked("00000", 0.5),  # outside
+    ]
+    found = statistics.strongest([cells], 0.2)
+    assert (found.kind.attack, found.kind.route, found.broken, found.total) == ("pgd", "autograd", 2, 3)
+    assert found.kind.eps is None and not found.kind.cascade
+    assert statistics.strongest([cells], 0.1).broken == 1  # a tie goes to the first
+    assert statistics.strongest([cells], 0.1).kind.attack == "fgsm"
+    assert statistics.strongest([cells, cells], 0.2).total == 6
+    assert statistics.strongest([cells], 0.05) is None
+
+
+def test_a_second_look_at_the_clean_images_is_not_the_clean_cell(make_cell):
+    again = make_cell({"correct": [0.0]}, variant="again")
+    with pytest.raises(ValueError, match="needs the clean cell"):
+        statistics.robustness([again], "linf", [0.1])
+    curve = statistics.robustness([again, make_cell({"correct": [1.0]})], "linf", [0.1])
+    assert curve[0].tolist() == [1]
+
+
+def test_of_versions_equally_wrong_on_the_selection_draws_the_lowest_margin_decides(make_cell):
+    """With few draws many versions are never right; the share alone would take whichever came first."""
+    card = {"attack": "pgd", "track": "gray_box", "norm": "linf", "eps": 0.1}
+    clean = make_cell({"correct": [1.0, 1.0], "selection": [1, 1]})
+    weak = make_cell({"correct": [0.2, 0.3], "selection": [0, 0], "selection_margin": [-1, -3]}, **card)
+    strong = make_cell({"correct": [0.1, 0.4], "selection": [0, 0], "selection_margin": [-2, -2]}, **card)
+    for cells in ([clean, weak, strong], [clean, strong, weak]):
+        assert statistics.robustness(cells, "linf", [0.1])[1].tolist() == pytest.approx([0.1, 0.3])
+    failed = make_cell({"correct": [0, 0], "selection": [0, 0], "selection_margin": [np.nan, np.nan]}, **card)
+    assert not statistics.robustness([clean, strong, failed], "linf", [0.1])[1].any()

@@ -8,6 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes import (
+    CrashesUnderAttack,
+    Detaches,
+    Explodes,
+    FixedNoise,
+    NaNUnderAttack,
+    Noise,
+    OwnLoop,
+    Rounds,
+    Saturates,
+    Sniffs,
+)
 from torch import Generator, Tensor, nn
 
 from bench import checks, classifiers, evaluate, plugins, protocol, statistics, threat
@@ -19,10 +31,12 @@ from bench.record import Cell
 BUDGET = (("eot", 4), ("steps", 20))
 RADIUS = 0.3
 WHITE = replace(
-    protocol.get("digits-v1-quick-draft"),
+    protocol.get("digits-v1-quick"),
     id="white",
     n_examples=32,
     linf_radii=(RADIUS,),
+    headline_radii=(RADIUS,),
+    efforts=(),
     attacks=(
         AttackSpec("none", "clean"),
         *(AttackSpec("apgd_margin", "white_box", "linf", RADIUS, BUDGET, route) for route in protocol.ROUTES),
@@ -40,96 +54,6 @@ def measure(cls: type[Defense] | str, records: Path) -> dict[str, Cell]:
 
 def accuracy(cell: Cell) -> float:
     return float(cell.outcomes.correct.mean())
-
-
-class Fake(Defense):
-    """The base of the fakes below: passes images through."""
-
-    title, paper, year = "Fake", "https://example.org", 2020
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        return images
-
-
-class Rounds(Fake):
-    """Rounds to 4 levels: the true gradient is zero."""
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        return (images * 3).round() / 3
-
-
-class Detaches(Fake):
-    """No gradient at all reaches the images."""
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        return images.detach()
-
-
-class OwnLoop(Fake):
-    """An inner optimisation with its gradient written by hand: nothing for autograd to follow."""
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        with torch.no_grad():
-            found = torch.full_like(images, 0.5)
-            for _ in range(50):
-                found -= 0.2 * (found - images)
-            return found
-
-
-class Explodes(Fake):
-    """The value of the image, with a gradient that is not finite."""
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        zero = (images - images.detach()).sqrt()
-        return images.detach() + torch.nan_to_num(zero) * 0 + zero.detach().nan_to_num() * 0
-
-
-class Saturates(Fake):
-    """Logits so large that the softmax underflows: the cross-entropy has no gradient, the margin has."""
-
-    differentiable = True
-
-    def logits(self, images: Tensor, generator: Generator) -> Tensor:
-        return 1e4 * self.classifier(images)
-
-
-class FixedNoise(Fake):
-    """Noise from a private generator with a fixed seed: deterministic, and useless."""
-
-    differentiable = True
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        noise = torch.rand(images.shape, generator=Generator().manual_seed(0)) - 0.5
-        return (images + 0.2 * noise).clamp(0, 1)
-
-
-class Noise(Fake):
-    """Large noise from the generator."""
-
-    stochastic = True
-    differentiable = True
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator)
-        return (images + 0.3 * noise).clamp(0, 1)
-
-
-class CrashesUnderAttack(Fake):
-    """Raises as soon as somebody wants a gradient."""
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        if images.requires_grad:
-            raise RuntimeError("no gradients here")
-        return images
-
-
-class Sniffs(Fake):
-    """Shows attackers another function than the scorer."""
-
-    differentiable = True
-
-    def purify(self, images: Tensor, generator: Generator) -> Tensor:
-        return 1 - images if images.requires_grad else images
 
 
 def test_the_undefended_classifier_falls_along_both_routes(tmp_path):
@@ -245,15 +169,6 @@ def test_twenty_attacks_that_do_nothing_leave_a_random_defense_its_true_accuracy
     assert low <= 0.764 <= high
     naive = np.min([cell.outcomes.correct for cell in cells], axis=0).mean()
     assert naive < 0.62
-
-
-class NaNUnderAttack(Fake):
-    """Logits that are not a number wherever somebody wants a gradient, so that no loss compares."""
-
-    differentiable = True
-
-    def logits(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.classifier(images) * (torch.nan if images.requires_grad else 1.0)
 
 
 def test_nan_under_attack_gains_nothing(tmp_path):
