@@ -233,7 +233,9 @@ class _Desk:
     def __init__(self, subject: Subject, plan: Plan, examples: Examples, store: Store) -> None:
         self.subject, self.view, self.specs = subject, plan.view(subject), plan.specs(subject)
         self.examples = examples.first(self.view.n_examples)
-        self._stored = {cell.record.cell: cell for cell in store.cells(plan.protocol.id, subject.name)}
+        cells = list(store.cells(defense=subject.name))
+        self._stored = {cell.record.cell: cell for cell in cells if cell.record.protocol == self.view.id}
+        self._elsewhere = {cell.record.key: cell for cell in cells if "+" not in cell.record.protocol + self.view.id}
         self.cells: list[Cell] = []
 
     def work(self, spec: AttackSpec, sources: dict[str, Subject]) -> Work:
@@ -242,9 +244,16 @@ class _Desk:
         return Work(self.subject, self.view, spec, mask, sources.get(spec.source))
 
     def stored(self, work: Work) -> Cell | None:
-        """The sound cell of exactly this work from an earlier run."""
+        """The sound cell of exactly this work from an earlier run, under this protocol or another version of it."""
         cell = self._stored.get(cell_name(work.subject, work.spec))
-        return cell if cell is not None and cell.record.key == work.key and cell.record.status == "ok" else None
+        if cell is None or cell.record.key != work.key:
+            cell = self._elsewhere.get(work.key)
+        return cell if cell is not None and cell.record.status == "ok" else None
+
+    def own(self, cell: Cell) -> Cell:
+        """The cell as one of this protocol, wherever it was measured."""
+        cites = {"protocol": self.view.id, "protocol_hash": self.view.hash}
+        return Cell(cell.record.model_copy(update=cites), cell.outcomes)
 
     def open_work(self, sources: dict[str, Subject]) -> list[Work]:
         """What is left to do, as far as it is known before it is done: a cascade may turn out to have less, and its
@@ -316,6 +325,9 @@ def run(
                         work = desk.work(spec, sources)
                     if cell is None:
                         cell = evaluate_cell(work, desk.examples, cache, progress)
+                        store.save(cell)
+                    elif cell.record.protocol_hash != plan.protocol.hash:
+                        cell = desk.own(cell)
                         store.save(cell)
                     desk.cells.append(cell)
                     advance(expected.get((desk.subject.name, desk.subject.seed, spec.slug), 0.0))

@@ -37,7 +37,7 @@ from bench.protocol import AttackSpec, Budget, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
 
-VERSION = 4  # of the rules in this file; part of every cell's key
+VERSION = 5  # of the rules in this file; part of every cell's key
 LAYOUT = 3  # of a cached chunk of images; part of its key
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
@@ -128,12 +128,14 @@ class Work:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that decides the cell's outcome: equal keys mean that a stored cell may be used again."""
-        subject, spec = self.subject, self.spec
+        """A hash of all that decides the cell's outcome: equal keys mean that a stored cell may be used again, also in
+        another version of its protocol."""
+        subject, spec, protocol = self.subject, self.spec, self.protocol
+        looks = (protocol.selection_draws, protocol.scoring_draws) if subject.cls.stochastic else ()
         decides = [
-            VERSION, self.protocol.hash, spec.slug, spec.params, ATTACKS[spec.attack].version, subject.name,
-            subject.settings, subject.weights, source_hash(subject.cls), subject.classifier, subject.classifier_weights,
-            subject.attacked_weights, subject.seed, self.wanted.tolist(),
+            VERSION, protocol.dataset, protocol.seed, looks, spec.slug, spec.params, ATTACKS[spec.attack].version,
+            subject.name, subject.settings, subject.weights, source_hash(subject.cls), subject.classifier,
+            subject.classifier_weights, subject.attacked_weights, subject.seed, self.wanted.tolist(),
         ]  # fmt: skip
         decides += [self.source.answers] if self.source else []
         decides += [surrogate.VERSION] if spec.route == "surrogate" else []

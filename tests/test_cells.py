@@ -38,6 +38,14 @@ def measure(defense: str | type[Defense], chosen: Protocol, records: Path, **opt
     return {cell.record.spec.slug: cell for cell in cells}
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The slugs of the cells that are evaluated from now on."""
+    ran: list[str] = []
+    real = campaign.evaluate_cell
+    monkeypatch.setattr(campaign, "evaluate_cell", lambda work, *rest: ran.append(work.spec.slug) or real(work, *rest))
+    return ran
+
+
 class Fake(Defense):
     """Passes images through."""
 
@@ -115,6 +123,44 @@ def test_a_cascade_is_run_again_when_the_cells_before_it_change(tmp_path):
     name = white(0.1).slug
     assert one[name].record.key != two[name].record.key
     assert two[name].outcomes.attacked.sum() < one[name].outcomes.attacked.sum()
+
+
+def test_a_new_version_of_a_protocol_takes_over_the_cells_that_stay(tmp_path, monkeypatch):
+    one = tiny(white(0.1), n=16)
+    before = measure("identity", one, tmp_path, contract=True)
+    ran = watched(monkeypatch)
+    two = replace(one, id="tiny-v2", attacks=(*one.attacks, white(0.2)))
+    after = measure("identity", two, tmp_path, contract=True)
+    assert ran == [white(0.2).slug]
+    assert {cell.record.protocol_hash for cell in after.values()} == {two.hash} != {one.hash}
+    for name, cell in before.items():
+        assert cell.record.outcomes_sha256 == after[name].record.outcomes_sha256
+    assert len(list(Store(tmp_path).cells("tiny"))) == 2 and len(list(Store(tmp_path).cells("tiny-v2"))) == 3
+
+
+@pytest.mark.parametrize("changes", [{"n_examples": 8}, {"seed": 1}], ids=["fewer images", "another seed"])
+def test_a_cell_on_other_images_is_not_taken_over(changes, tmp_path, monkeypatch):
+    one = tiny(n=16)
+    measure("identity", one, tmp_path, contract=True)
+    ran = watched(monkeypatch)
+    measure("identity", replace(one, id="tiny-v2", **changes), tmp_path, contract=True)
+    assert ran == ["clean.none"]
+
+
+def test_a_cell_that_was_not_held_to_the_contract_is_not_taken_over(tmp_path, monkeypatch):
+    measure("identity", tiny(n=16), tmp_path)
+    ran = watched(monkeypatch)
+    measure("identity", tiny(n=16), tmp_path, contract=True)
+    assert ran == ["clean.none"]
+
+
+def test_other_draws_are_another_cell_of_a_random_defense_only(tmp_path):
+    keys = [
+        [cell.record.key for cell in measure(defense, tiny(n=8, scoring_draws=count), tmp_path).values()]
+        for defense in ("identity", Noise)
+        for count in (2, 3)
+    ]
+    assert keys[0] == keys[1] and keys[2] != keys[3]
 
 
 def test_a_finished_cascade_is_not_run_again(tmp_path, monkeypatch):
