@@ -130,3 +130,8 @@ def parts(average: Reported) -> tuple[Reported, ...]:
 def tables() -> tuple[str, ...]:
     """The names of all tables, in the order of the file."""
     return tuple(dict.fromkeys(row.table for row in reported()))
+
+
+def names() -> tuple[str, ...]:
+    """What `purifybench reproduce` takes: the papers, then their tables."""
+    return (*PAPERS, *tables())
