@@ -208,7 +208,7 @@ def reproduce(
         return reproduction.lines(rows, reproduction.stored(Store(records), limit), limit, here)
 
     if name is not None:
-        failed = _answer(reproduction.asks(compared()), limit, recipe, device, records, data_root, dry_run)
+        failed = _answer(reproduction.asks(compared(), here), limit, recipe, device, records, data_root, dry_run)
     found = compared()
     _print(*(terminal.overview(found) if name is None else terminal.comparison(found)))
     if out is not None:
@@ -351,6 +351,7 @@ def _show_defense(name: str, records: Path) -> None:
     from bench import report
     from bench.defense import settings
     from bench.record import Store
+    from leaderboard.gather import known
 
     cls = plugins.load(name)
     facts = f"stochastic: {cls.stochastic}, differentiable: {cls.differentiable}, trained on {cls.trained_on}"
@@ -365,6 +366,8 @@ def _show_defense(name: str, records: Path) -> None:
     for protocol_id, cells in by_protocol.items():
         typer.echo(f"\n{protocol_id}")
         _print(report.details(cells))
+        measured_under = known(protocol_id)
+        _print(*(report.distortions(cells, measured_under) if measured_under else ()))
     if not by_protocol:
         typer.echo(f"\nNothing measured in {records}; purifybench run {name}")
 

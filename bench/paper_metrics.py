@@ -32,7 +32,7 @@ def per_image(metric: Metric, cell: Cell, bare: Cell | None = None) -> Array:
     of `bare` are others, or are missing.
     """
     attacked, outcomes = cell.outcomes.attacked, cell.outcomes
-    correct = outcomes.correct[attacked].astype(np.float64)
+    correct: Array = outcomes.correct[attacked].astype(np.float64)
     if metric == "accuracy":
         return correct
     if bare is None:
@@ -43,5 +43,5 @@ def per_image(metric: Metric, cell: Cell, bare: Cell | None = None) -> Array:
         raise ValueError(f"{metric} of {cell.record.cell} needs the bare classifier on the same images")
     if metric == "agreement":
         same = (outcomes.predicted[rows] == known.predicted[rows]) & (outcomes.predicted[rows] >= 0)
-        return same.astype(np.float64)
-    return np.where(known.correct[rows] > 0.5, correct, 0.0)
+        return np.asarray(same, dtype=np.float64)
+    return np.asarray(correct * (known.correct[rows] > 0.5), dtype=np.float64)

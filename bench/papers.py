@@ -8,6 +8,7 @@ Defense-GAN's published settings, and said where the numbers are compared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from bench.protocol import NORMAL, AttackSpec, Effort, Protocol, Value
@@ -45,19 +46,17 @@ def _protocol(
 
 def _lq_vae(dataset: str) -> Protocol:
     """Every pair of a classifier and a substitute, also of one kind (A on A), which the slides leave out."""
-    transfer = [
-        AttackSpec(attack, "transfer", norm, eps, params, source=f"substitute-{net}", n_examples=_FIRST)
-        for net in ("A", "B", "C")
-        for attack, norm, eps, params in (
-            ("fgsm", "linf", _EPS, ()), ("pgd", "linf", _EPS, NORMAL), ("deepfool", "l2", None, _DEEPFOOL),
-            ("cw_l2", "l2", None, _CW),
-        )
-    ]  # fmt: skip
+    fgsm = AttackSpec("fgsm", "gray_box", "linf", _EPS)
+    pgd = AttackSpec("pgd", "gray_box", "linf", _EPS, NORMAL)
+    deepfool = AttackSpec("deepfool", "gray_box", "l2", None, _DEEPFOOL)
+    cw = AttackSpec("cw_l2", "gray_box", "l2", None, _CW, n_examples=_FIRST)
     attacks = (
-        AttackSpec("fgsm", "gray_box", "linf", _EPS),
-        AttackSpec("deepfool", "gray_box", "l2", None, _DEEPFOOL),
-        AttackSpec("cw_l2", "gray_box", "l2", None, _CW, n_examples=_FIRST),
-        *transfer,
+        *(fgsm, deepfool, cw),
+        *(
+            replace(spec, track="transfer", source=f"substitute-{net}", n_examples=_FIRST)
+            for net in ("A", "B", "C")
+            for spec in (fgsm, pgd, deepfool, cw)
+        ),
         # its BPDA: one step of 0.3 on images in [-1, 1], never clipped; each image is then stretched back to [0, 1]
         AttackSpec("unclipped_step", "white_box", None, None, _params(step_size=0.15), "bpda"),
     )  # fmt: skip
@@ -77,7 +76,7 @@ _MAD_VAE = (
     ),
     AttackSpec("mi_fgsm", "gray_box", "linf", _EPS, _params(steps=40, step_size=0.01, decay=1.0)),
     AttackSpec("pgd", "gray_box", "linf", _EPS, NORMAL),
-    AttackSpec("single_pixel", "gray_box", None, None, _params(positions=100)),
+    AttackSpec("single_pixel", "gray_box"),  # AdverTorch's default of 100 positions is ours, too
 )  # fmt: skip
 
 

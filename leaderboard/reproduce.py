@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ class Installed:
     attacks: frozenset[str] = field(default_factory=lambda: frozenset(ATTACKS))
     classifiers: frozenset[str] = field(default_factory=lambda: frozenset(CLASSIFIERS))
     datasets: frozenset[str] = field(default_factory=lambda: frozenset(DATASETS))
+    nets: bool = False  # whether the harness trains nets for transfer
 
     def lacks(self, answer: Counterpart) -> str:
         """What keeps a cell from being measured here, in a few words; empty where nothing does."""
@@ -83,12 +85,13 @@ class Installed:
 
     def has_source(self, name: str) -> bool:
         """Whether images can be made on it: a defense, or another net, named by its kind and its classifier."""
-        return name in self.defenses
+        _, is_net, net = name.partition("-")
+        return self.nets and net in self.classifiers if is_net else name in self.defenses
 
 
 def installed() -> Installed:
     """What is installed here, found without importing any of it."""
-    return Installed(frozenset(plugins.installed()))
+    return Installed(frozenset(plugins.installed()), nets=find_spec("bench.substitutes") is not None)
 
 
 # ---------------------------------------------------------------------------------------------- measured
@@ -204,12 +207,13 @@ class Ask:
     attacks: tuple[str, ...]
 
 
-def asks(found: Iterable[Line]) -> tuple[Ask, ...]:
-    """What has to be run for these lines as far as it can be, without twice the same; cells in the records count."""
+def asks(found: Iterable[Line], here: Installed) -> tuple[Ask, ...]:
+    """What would have to be run for these lines, as far as this installation can; also what the records hold already,
+    since only a run knows whether that still is what it was."""
     wanted: dict[tuple[str, Track], list[tuple[str, str, str]]] = {}
     for line in found:
         answer = line.counterpart
-        if answer is None or line.obstacle:
+        if answer is None or here.lacks(answer):
             continue
         named = (answer.defense, answer.classifier, answer.spec.attack)
         wanted.setdefault((answer.protocol, answer.spec.track), []).append(named)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leaderboard.reported import PAPERS
-from leaderboard.reproduce import Line, summary
+from leaderboard.reproduce import Line, obstacles, shared_caveats
 
 
 def overview(found: Sequence[Line]) -> Iterator[RenderableType]:
@@ -19,22 +19,19 @@ def overview(found: Sequence[Line]) -> Iterator[RenderableType]:
         table.add_column("table", no_wrap=True)
         for heading in ("numbers", "measurable here", "in the records"):
             table.add_column(heading, justify="right")
-        table.add_column("what the others lack")
+        table.add_column("why the others are not")
         own = [line for line in found if line.row.source == source]
         for name in dict.fromkeys(line.row.table for line in own):
             rows = [line for line in own if line.row.table == name]
-            measurable, measured = (
-                sum(not line.obstacle for line in rows),
-                sum(line.measured is not None for line in rows),
-            )
-            table.add_row(name, str(len(rows)), str(measurable), str(measured), _lacks(rows))
+            counts = (len(rows), sum(not line.obstacle for line in rows), sum(bool(line.measured) for line in rows))
+            table.add_row(name, *map(str, counts), _lacks(rows))
         yield table
     yield "Run what can be measured: purifybench reproduce TABLE, or a whole paper by its name."
-    yield "Defense-GAN's own settings, of which no numbers are stored: purifybench run ... -p papers-v1-defense-gan-mnist"
+    yield "Of Defense-GAN and Defense-VAE no numbers are kept, only settings: papers-v1-defense-gan-mnist and -fmnist."
 
 
 def _lacks(rows: Sequence[Line], most: int = 3) -> str:
-    said = [f"{text} ({count})" for text, count in summary(rows).items()]
+    said = [f"{text} ({count})" for text, count in obstacles(rows).items()]
     return "; ".join(said[:most]) + (f"; {len(said) - most} more" if len(said) > most else "")
 
 
@@ -42,7 +39,7 @@ def comparison(found: Sequence[Line]) -> Iterator[RenderableType]:
     """A table for each table of a paper: printed, measured with its interval, their difference, and notes below."""
     for name in dict.fromkeys(line.row.table for line in found):
         rows = [line for line in found if line.row.table == name]
-        notes: dict[str, int] = {}
+        shared, notes = shared_caveats(rows), dict[str, int]()
         table = Table(title=name, title_justify="left")
         for heading in ("data", "attack", "ε", "on", "defense", "counted"):
             table.add_column(heading)
@@ -50,9 +47,11 @@ def comparison(found: Sequence[Line]) -> Iterator[RenderableType]:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("notes")
         for line in rows:
-            marks = [notes.setdefault(text, len(notes) + 1) for text in (*line.caveats, *_obstacle(line))]
+            own = [text for text in (*line.caveats, *_obstacle(line)) if text not in shared]
+            marks = [notes.setdefault(text, len(notes) + 1) for text in own]
             table.add_row(*_about(line), *_numbers(line), " ".join(map(str, marks)))
         yield table
+        yield from (Text(f"all  {text}", style="dim") for text in shared)
         yield from (Text(f"{number:>3}  {text}", style="dim") for text, number in notes.items())
 
 
