@@ -154,32 +154,6 @@ def _verdicts(groups: Sequence[_Group]) -> Iterator[Text]:
             yield Text(f"notes: {group.name}, {notes}", style="dim")
 
 
-def details(cells: Sequence[Cell]) -> Table:
-    """One row for each cell of one defense."""
-    table = Table()
-    for heading in ("on", "track", "attack", "budget"):
-        table.add_column(heading)
-    table.add_column("accuracy, 95 % interval", justify="right", no_wrap=True)
-    for heading in ("n", "median Linf", "median L2", "forward rows", "backward rows", "blocked", "status"):
-        table.add_column(heading, justify="right")
-    for cell in cells:
-        record, outcomes = cell.record, cell.outcomes
-        mask = outcomes.attacked
-        budget = f"{record.norm} {record.eps:g}" if record.norm and record.eps is not None else "–"
-        source = f"from {record.source}" if record.source else ""
-        linf, l2 = (f"{np.median(d[mask]):.3f}" if mask.any() else "–" for d in (outcomes.linf, outcomes.l2))
-        table.add_row(
-            record.classifier,
-            " ".join(filter(None, (record.track, record.route, source))),
-            f"{record.attack} {record.variant}".strip(),
-            budget, accuracy(cell), str(int(mask.sum())), linf, l2,
-            f"{record.forward_rows:,}", f"{record.backward_rows:,}",
-            "–" if record.blocked is None else percent(record.blocked),
-            record.status if record.status == "ok" else f"failed: {record.error}",
-        )  # fmt: skip
-    return table
-
-
 def distortions(cells: Sequence[Cell], protocol: Protocol) -> Iterator[Table]:
     """How far attacks without a budget went, and the accuracy at fixed L2 budgets; no table where there are none.
 
@@ -206,6 +180,32 @@ def distortions(cells: Sequence[Cell], protocol: Protocol) -> Iterator[Table]:
 
 def _whose(cell: Cell) -> tuple[str, str, int]:
     return cell.record.defense, cell.record.classifier, cell.record.seed
+
+
+def details(cells: Sequence[Cell]) -> Table:
+    """One row for each cell of one defense."""
+    table = Table()
+    for heading in ("on", "track", "attack", "budget"):
+        table.add_column(heading)
+    table.add_column("accuracy, 95 % interval", justify="right", no_wrap=True)
+    for heading in ("n", "median Linf", "median L2", "forward rows", "backward rows", "blocked", "status"):
+        table.add_column(heading, justify="right")
+    for cell in cells:
+        record, outcomes = cell.record, cell.outcomes
+        mask = outcomes.attacked
+        budget = f"{record.norm} {record.eps:g}" if record.norm and record.eps is not None else "–"
+        source = f"from {record.source}" if record.source else ""
+        linf, l2 = (f"{np.median(d[mask]):.3f}" if mask.any() else "–" for d in (outcomes.linf, outcomes.l2))
+        table.add_row(
+            record.classifier,
+            " ".join(filter(None, (record.track, record.route, source))),
+            f"{record.attack} {record.variant}".strip(),
+            budget, accuracy(cell), str(int(mask.sum())), linf, l2,
+            f"{record.forward_rows:,}", f"{record.backward_rows:,}",
+            "–" if record.blocked is None else percent(record.blocked),
+            record.status if record.status == "ok" else f"failed: {record.error}",
+        )  # fmt: skip
+    return table
 
 
 def comparison(first: Sequence[Cell], second: Sequence[Cell]) -> Table:

@@ -301,6 +301,23 @@ def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float) -> Exhi
     )  # fmt: skip
 
 
+def distortions(row: Row) -> tuple[DistortionLine, ...]:
+    """Every attack without a budget, in the protocol's order, where its seed has a clean cell."""
+    if row.effort is None:
+        return ()
+    cells = [cell for cell in ordered(row.cells, row.effort) if cell.record.cell not in row.extra]
+    clean = {cell.record.seed: cell for cell in cells if cell.record.spec.slug == "clean.none"}
+    found = []
+    for cell in cells:
+        seed, attacked = cell.record.seed, int(cell.outcomes.attacked.sum())
+        if is_unbounded(cell) and seed in clean and attacked:
+            far = distortion(clean[seed], cell, row.effort.l2_radii)
+            estimates = [Estimate(float(one.mean()), *accuracy_interval(one), attacked) for one in far.accuracies]
+            median = far.median if math.isfinite(far.median) else None
+            found.append(DistortionLine(cell.record.spec, seed, attacked, median, tuple(estimates)))
+    return tuple(found)
+
+
 def cell_lines(row: Row) -> tuple[CellLine, ...]:
     """Every cell of a row in the protocol's order, then cells outside the protocol, then the missing ones by name."""
     cells = ordered(row.cells, row.effort) if row.effort else row.cells
@@ -320,23 +337,6 @@ def _cell_line(cell: Cell, *, is_extra: bool) -> CellLine:
         float(np.median(outcomes.l2[mask])) if attacked else None,
         record.forward_rows / per_image, record.backward_rows / per_image, record.blocked, record.error,
     )  # fmt: skip
-
-
-def distortions(row: Row) -> tuple[DistortionLine, ...]:
-    """Every attack without a budget, in the protocol's order, where its seed has a clean cell."""
-    if row.effort is None:
-        return ()
-    cells = [cell for cell in ordered(row.cells, row.effort) if cell.record.cell not in row.extra]
-    clean = {cell.record.seed: cell for cell in cells if cell.record.spec.slug == "clean.none"}
-    found = []
-    for cell in cells:
-        seed, attacked = cell.record.seed, int(cell.outcomes.attacked.sum())
-        if is_unbounded(cell) and seed in clean and attacked:
-            far = distortion(clean[seed], cell, row.effort.l2_radii)
-            estimates = [Estimate(float(one.mean()), *accuracy_interval(one), attacked) for one in far.accuracies]
-            median = far.median if math.isfinite(far.median) else None
-            found.append(DistortionLine(cell.record.spec, seed, attacked, median, tuple(estimates)))
-    return tuple(found)
 
 
 def as_csv(board: Board) -> bytes:
