@@ -14,6 +14,7 @@ from bench.errors import BenchError, unknown
 
 if TYPE_CHECKING:
     from bench.record import Cell
+    from leaderboard.reproduce import Ask
 
 app = typer.Typer(
     name="purifybench",
@@ -43,7 +44,13 @@ def _complete_defense_or_all(incomplete: str) -> list[str]:
 
 
 def _complete_protocol(incomplete: str) -> list[str]:
-    return _starting(protocol.PROTOCOLS, incomplete)
+    return _starting(protocol.known(), incomplete)
+
+
+def _complete_paper(incomplete: str) -> list[str]:
+    from leaderboard import reported
+
+    return _starting(reported.names(), incomplete)
 
 
 def _complete_classifier(incomplete: str) -> list[str]:
@@ -165,6 +172,80 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A paper or one of its tables; none lists all.", autocompletion=_complete_paper)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images: a look.", min=1)] = None,
+    recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
+    device: Device = "auto",
+    records: Records = Path("results"),
+    data_root: DataRoot = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: say what would run, compare what is in the records.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--csv", help="Also write the comparison to this file.")] = None,
+) -> None:
+    """Repeat a paper's evaluation as it was run, and put what it printed beside what is measured here.
+
+    The quirks of each paper are kept and named: attacks on the bare classifier that it calls white-box, agreement
+    counted as accuracy, one gradient for nine steps. Notes under each table say what makes two numbers differ. Numbers
+    that cannot be measured are shown with the reason. Resumes like `run`; what is in the records is not run again.
+
+        purifybench reproduce
+        purifybench reproduce vq-vae/fig10-fgsm --limit 100 --data-root DIR
+        purifybench reproduce mad-vae --dry-run --csv mad-vae.csv
+    """
+    from bench.record import Store
+    from leaderboard import reported, terminal
+    from leaderboard import reproduce as reproduction
+
+    rows = reported.reported() if name is None else reproduction.chosen(name)
+    here = reproduction.installed()
+
+    def compared() -> tuple[reproduction.Line, ...]:
+        return reproduction.lines(rows, reproduction.stored(Store(records), limit), limit, here)
+
+    if name is not None:
+        failed = _answer(reproduction.asks(compared(), here), limit, recipe, device, records, data_root, dry_run)
+    found = compared()
+    _print(*(terminal.overview(found) if name is None else terminal.comparison(found)))
+    if out is not None:
+        from bench.places import write_atomically
+
+        text = reproduction.as_csv(found).encode()
+        write_atomically(out, lambda file: file.write(text))
+        typer.echo(f"The comparison: {out}")
+    if name is not None and failed:
+        raise typer.Exit(1)
+
+
+def _answer(
+    asks: tuple[Ask, ...], limit: int | None, recipe: str | None, on: str, records: Path, data_root: Path | None,
+    dry_run: bool,
+) -> bool:  # fmt: skip
+    """Run what a comparison asks for, or say what would run; whether a defense failed."""
+    from bench import campaign, progress
+    from bench.record import Store
+
+    recipes = {name: plugins.load(name).recipes for ask in asks for name in ask.defenses}
+    if recipe is not None and not any(recipe in own for own in recipes.values()):
+        raise unknown("recipe", recipe, {one for own in recipes.values() for one in own})
+    failed = False
+    for ask in asks:
+        plan = campaign.plan(
+            ask.defenses, ask.protocol, classifier=ask.classifiers, tracks=[ask.track], attacks=ask.attacks,
+            limit=limit, recipe=recipe if any(recipe in recipes[name] for name in ask.defenses) else None, on=on,
+        )  # fmt: skip
+        if dry_run:
+            _print(*campaign.outline(plan, Store(records)))
+        else:
+            cells = campaign.run(plan, Store(records), data_root=data_root, progress=progress.for_terminal())
+            failed |= any(cell.record.status == "failed" for cell in cells)
+    return failed
+
+
 LISTS = ("defenses", "attacks", "classifiers", "datasets", "protocols")
 
 
@@ -186,15 +267,31 @@ def list_(
     elif kind == "datasets":
         rows = dict(catalog.DATASETS)
     elif kind == "protocols":
-        rows = {
-            p.id: f"{p.n_examples} images of {p.dataset}, {len(p.attacks)} cells. {p.purpose}"
-            for p in protocol.PROTOCOLS.values()
-        }
+        _list_protocols()
+        return
     else:
         raise unknown("list", kind, LISTS)
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
         typer.echo(f"{name:<{width}}  {text}")
+
+
+def _list_protocols() -> None:
+    """The ranked ones first, then the others of the boards, then the papers' own evaluations."""
+    everything = protocol.known()
+    width = max(map(len, everything))
+    groups = {
+        "Ranked:": [p for p in protocol.PROTOCOLS.values() if p.ranked],
+        "Smoke tests and digits, never ranked:": [p for p in protocol.PROTOCOLS.values() if not p.ranked],
+        "The papers' own evaluations, never ranked (purifybench reproduce compares with what they printed):": [
+            p for p in everything.values() if p.id not in protocol.PROTOCOLS
+        ],
+    }
+    for heading, members in groups.items():
+        typer.echo(heading)
+        for p in members:
+            about = f"{p.n_examples} images of {p.dataset}, {len(p.attacks)} cells. {p.purpose}"
+            typer.echo(f"  {p.id:<{width}}  {about}")
 
 
 def _complete_thing(incomplete: str) -> list[str]:
@@ -203,7 +300,7 @@ def _complete_thing(incomplete: str) -> list[str]:
 
 def _things() -> list[str]:
     """Every name that `show` explains."""
-    return [*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS, *catalog.CLASSIFIERS, *catalog.DATASETS]
+    return [*plugins.installed(), *protocol.known(), *catalog.ATTACKS, *catalog.CLASSIFIERS, *catalog.DATASETS]
 
 
 @app.command()
@@ -212,7 +309,7 @@ def show(
     records: Records = Path("results"),
 ) -> None:
     """Show a protocol's cells, an attack, or a defense with all that was measured of it."""
-    if name.partition("+")[0] in protocol.PROTOCOLS:
+    if name.partition("+")[0] in protocol.known():
         _show_protocol(protocol.get(name))
     elif name in catalog.ATTACKS:
         info = catalog.ATTACKS[name]
@@ -224,9 +321,7 @@ def show(
     elif plugins.slug(name) in plugins.installed():
         _show_defense(plugins.slug(name), records)
     else:
-        raise unknown(
-            "defense, protocol or attack", name, [*plugins.installed(), *protocol.PROTOCOLS, *catalog.ATTACKS]
-        )
+        raise unknown("defense, protocol or attack", name, [*plugins.installed(), *protocol.known(), *catalog.ATTACKS])
 
 
 def _show_protocol(chosen: protocol.Protocol) -> None:
@@ -256,6 +351,7 @@ def _show_defense(name: str, records: Path) -> None:
     from bench import report
     from bench.defense import settings
     from bench.record import Store
+    from leaderboard.gather import known
 
     cls = plugins.load(name)
     facts = f"stochastic: {cls.stochastic}, differentiable: {cls.differentiable}, trained on {cls.trained_on}"
@@ -270,6 +366,8 @@ def _show_defense(name: str, records: Path) -> None:
     for protocol_id, cells in by_protocol.items():
         typer.echo(f"\n{protocol_id}")
         _print(report.details(cells))
+        measured_under = known(protocol_id)
+        _print(*(report.distortions(cells, measured_under) if measured_under else ()))
     if not by_protocol:
         typer.echo(f"\nNothing measured in {records}; purifybench run {name}")
 

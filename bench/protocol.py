@@ -373,11 +373,20 @@ _ALL = (
     *(_full("fmnist", 1000, _CLOTH, ranked=True), _quick("fmnist", _CLOTH)),
 )
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.id: protocol for protocol in _ALL})
+"""The protocols of the boards. `known` adds the papers' own evaluations."""
+
+
+def known() -> Mapping[str, Protocol]:
+    """Every protocol by id: those of the boards, then those that repeat a paper's own evaluation (bench.papers)."""
+    from bench import papers  # it builds on this module
+
+    return {**PROTOCOLS, **papers.PROTOCOLS}
 
 
 def get(protocol_id: str) -> Protocol:
     """The protocol of that id, or a limited one from `ID+limitN`; raises BenchError that suggests the nearest one."""
     base, _, count = protocol_id.partition("+limit")
-    if base not in PROTOCOLS or (count and not count.isdecimal()):
-        raise unknown("protocol", protocol_id, PROTOCOLS, see="purifybench list protocols")
-    return PROTOCOLS[base].limited(int(count)) if count else PROTOCOLS[base]
+    protocols = known()
+    if base not in protocols or (count and not count.isdecimal()):
+        raise unknown("protocol", protocol_id, protocols, see="purifybench list protocols")
+    return protocols[base].limited(int(count)) if count else protocols[base]

@@ -99,7 +99,7 @@ def summary(cells: Sequence[Cell], protocol: Protocol) -> Group:
         table.add_column(heading, justify="right")
     for group in groups:
         _add_row(table, group, protocol)
-    return Group(table, *_strongest(groups, protocol), *_verdicts(groups))
+    return Group(table, *_strongest(groups, protocol), *distortions(cells, protocol), *_verdicts(groups))
 
 
 def _add_row(table: Table, group: _Group, protocol: Protocol) -> None:
@@ -154,10 +154,38 @@ def _verdicts(groups: Sequence[_Group]) -> Iterator[Text]:
             yield Text(f"notes: {group.name}, {notes}", style="dim")
 
 
+def distortions(cells: Sequence[Cell], protocol: Protocol) -> Iterator[Table]:
+    """How far attacks without a budget went, and the accuracy at fixed L2 budgets; no table where there are none.
+
+    `cells` are those of one or more defenses; each is compared with its own clean cell of the same seed.
+    """
+    clean = {_whose(cell): cell for cell in cells if cell.record.spec.slug == "clean.none"}
+    found = [cell for cell in cells if statistics.is_unbounded(cell) and _whose(cell) in clean]
+    if not found:
+        return
+    caption = "Median L2 to break: 0 where an image is wrong when clean, infinite where it stays right."
+    table = Table(title="attacks without a budget", caption=caption, caption_justify="left")
+    for heading in ("defense", "classifier", "attack"):
+        table.add_column(heading)
+    for heading in ("n", "median L2 to break", *(f"right at L2 {eps:g}" for eps in protocol.l2_radii)):
+        table.add_column(heading, justify="right")
+    for cell in found:
+        record, far = cell.record, statistics.distortion(clean[_whose(cell)], cell, protocol.l2_radii)
+        median = f"{far.median:.3f}" if np.isfinite(far.median) else "∞"
+        shares = [percent(float(share)) for share in far.accuracies.mean(axis=1)]
+        n = int(cell.outcomes.attacked.sum())
+        table.add_row(record.defense, record.classifier, _called(record.spec), str(n), median, *shares)
+    yield table
+
+
+def _whose(cell: Cell) -> tuple[str, str, int]:
+    return cell.record.defense, cell.record.classifier, cell.record.seed
+
+
 def details(cells: Sequence[Cell]) -> Table:
     """One row for each cell of one defense."""
     table = Table()
-    for heading in ("track", "attack", "budget"):
+    for heading in ("on", "track", "attack", "budget"):
         table.add_column(heading)
     table.add_column("accuracy, 95 % interval", justify="right", no_wrap=True)
     for heading in ("n", "median Linf", "median L2", "forward rows", "backward rows", "blocked", "status"):
@@ -169,7 +197,9 @@ def details(cells: Sequence[Cell]) -> Table:
         source = f"from {record.source}" if record.source else ""
         linf, l2 = (f"{np.median(d[mask]):.3f}" if mask.any() else "–" for d in (outcomes.linf, outcomes.l2))
         table.add_row(
-            " ".join(filter(None, (record.track, record.route, source))), f"{record.attack} {record.variant}".strip(),
+            record.classifier,
+            " ".join(filter(None, (record.track, record.route, source))),
+            f"{record.attack} {record.variant}".strip(),
             budget, accuracy(cell), str(int(mask.sum())), linf, l2,
             f"{record.forward_rows:,}", f"{record.backward_rows:,}",
             "–" if record.blocked is None else percent(record.blocked),

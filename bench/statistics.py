@@ -186,3 +186,32 @@ def paired(first: Array, second: Array) -> Array:
     """The differences `first` - `second` on the images that both have: the first ones of one fixed permutation."""
     n = min(len(first), len(second))
     return first[:n] - second[:n]
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How far an attack without a budget had to go, in L2.
+
+    `median` is over the images of the distance at which each breaks: 0 where it is wrong when clean, infinite where it
+    is right on most draws of the attacked version. `accuracies` (R, n) says how right each image is at fixed budgets.
+    """
+
+    median: float
+    accuracies: Array
+
+
+def is_unbounded(cell: Cell) -> bool:
+    """Whether the attack had no budget (DeepFool, CW, one pixel): accuracy alone then says nothing of its distance."""
+    return cell.record.track != "clean" and cell.record.eps is None
+
+
+def distortion(clean: Cell, cell: Cell, radii: Sequence[float]) -> Distortion:
+    """The distortion of `cell` on the images that it attacked, `clean` being the same defense without an attack.
+
+    At an L2 budget an image counts at its attacked version if that lies within, else at its clean one (`robustness`).
+    """
+    mask = cell.outcomes.attacked
+    wrong_before, wrong_after = (one.outcomes.correct[mask] <= 0.5 for one in (clean, cell))
+    breaks_at = np.where(wrong_before, 0, np.where(wrong_after, cell.outcomes.l2[mask], np.inf))
+    curve = robustness([clean, cell], "l2", radii)[1:, mask]
+    return Distortion(float(np.median(breaks_at)) if mask.any() else np.inf, curve)

@@ -8,10 +8,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bench import papers
 from bench.protocol import BUDGETS
 from bench.verdicts import RULES
 from leaderboard import bundle, formats, views
 from leaderboard.figures import Chart
+from leaderboard.paper_tables import paper_tables
+from leaderboard.reported import PAPERS
 from leaderboard.tables import ATTACKED, BASELINE, Board, Row
 
 _HERE = Path(__file__).parent
@@ -58,6 +61,8 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> dict[str, bytes]:
         files[path] = text.encode()
 
     render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
+    cells = [cell for board in boards for row in (*board.rows, *board.others) for cell in row.cells]
+    render("papers.html.j2", "papers.html", papers=PAPERS, tables=paper_tables(cells))
     render("about.html.j2", "about.html", facts=_all_facts(boards), command=_command)
     for board in boards:
         name = formats.file_name(board.id)
@@ -74,13 +79,15 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> dict[str, bytes]:
 
 
 def _prominence(board: Board) -> tuple[object, ...]:
-    """The order of boards: known before unknown, full before quick and limited, ranked before draft, then by name."""
+    """The order of boards: known before unknown, papers' evaluations behind the others, full before quick and limited,
+    ranked before draft, then by name."""
     protocol = board.protocol
     if protocol is None:
         return (True, board.id)
     place = _DATASETS.index(protocol.dataset) if protocol.dataset in _DATASETS else len(_DATASETS)
     is_small = ("+limit" in board.id, "-quick" in board.id)
-    return (False, *is_small, not protocol.ranked, protocol.is_draft, place, board.id)
+    is_a_papers = board.id.partition("+")[0] in papers.PROTOCOLS
+    return (False, is_a_papers, *is_small, not protocol.ranked, protocol.is_draft, place, board.id)
 
 
 def _facts(board: Board) -> dict[str, object]:
@@ -105,6 +112,7 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "curves": views.curves_chart(row, f"{name}l"),
         "showcases": views.showcases(row),
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
+        "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
         "first": row.cells[0].record,
         "weights": _weights(row),

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.protocol import TRACKS, AttackSpec, Protocol
 from bench.record import Cell
-from bench.statistics import TOLERANCE, Strongest, accuracy_interval, ordered
+from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
 from leaderboard.formats import attack_name, knowledge, radius, thousands
 from leaderboard.pictures import data_uri
@@ -64,6 +64,18 @@ class CellLine:
     backward: float | None = None
     blocked: float | None = None
     error: str = ""
+
+
+@dataclass(frozen=True)
+class DistortionLine:
+    """One attack without a budget: the L2 distance at which the median image breaks (None where it never does), and the
+    accuracy at each of the protocol's L2 radii."""
+
+    spec: AttackSpec
+    seed: int
+    n: int
+    median: float | None
+    accuracies: tuple[Estimate, ...]
 
 
 @dataclass(frozen=True)
@@ -287,6 +299,23 @@ def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float) -> Exhi
         (pictures[0], pictures[1], pictures[2]), int(outcomes.label[image]), int(outcomes.predicted[image]),
         float(outcomes.correct[image]), attack,
     )  # fmt: skip
+
+
+def distortions(row: Row) -> tuple[DistortionLine, ...]:
+    """Every attack without a budget, in the protocol's order, where its seed has a clean cell."""
+    if row.effort is None:
+        return ()
+    cells = [cell for cell in ordered(row.cells, row.effort) if cell.record.cell not in row.extra]
+    clean = {cell.record.seed: cell for cell in cells if cell.record.spec.slug == "clean.none"}
+    found = []
+    for cell in cells:
+        seed, attacked = cell.record.seed, int(cell.outcomes.attacked.sum())
+        if is_unbounded(cell) and seed in clean and attacked:
+            far = distortion(clean[seed], cell, row.effort.l2_radii)
+            estimates = [Estimate(float(one.mean()), *accuracy_interval(one), attacked) for one in far.accuracies]
+            median = far.median if math.isfinite(far.median) else None
+            found.append(DistortionLine(cell.record.spec, seed, attacked, median, tuple(estimates)))
+    return tuple(found)
 
 
 def cell_lines(row: Row) -> tuple[CellLine, ...]:

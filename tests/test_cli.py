@@ -100,6 +100,16 @@ def test_help_names_and_protocols_need_no_heavy_import():
         ("purifybench show digits-v1-q", ["digits-v1-quick"]),
         ("purifybench data fetch fm", ["fmnist"]),
         ("purifybench list proto", ["protocols"]),
+        ("purifybench run identity --protocol papers-v1-mad-vae-m", ["papers-v1-mad-vae-mnist"]),
+        ("purifybench reproduce vq-vae/fig1", ["vq-vae/fig10-fgsm", "vq-vae/fig11-ifgsm", "vq-vae/fig12-mifgsm"]),
+        (
+            "purifybench reproduce mad-vae/t",
+            [
+                "mad-vae/table1-white-box",
+                "mad-vae/table2-black-box",
+                "mad-vae/table3-overpowered",
+            ],
+        ),
     ],
 )
 def test_completion_offers_names_and_needs_no_heavy_import(typed, offered):
@@ -130,15 +140,24 @@ def test_the_console_script_and_the_module_are_the_same_program():
 def test_list_has_a_line_for_everything(kind, command):
     known = {
         "defenses": plugins.installed(), "attacks": catalog.ATTACKS, "classifiers": catalog.CLASSIFIERS,
-        "datasets": catalog.DATASETS, "protocols": protocol.PROTOCOLS,
+        "datasets": catalog.DATASETS, "protocols": protocol.known(),
     }[kind]  # fmt: skip
     status, out, _ = command("list", kind)
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(known)
-    assert all(len(line.split()) > 1 for line in out.splitlines())
+    lines = [line for line in out.splitlines() if not line.endswith(":")]  # protocols stand under headings
+    assert sorted(line.split()[0] for line in lines) == sorted(known)
+    assert all(len(line.split()) > 1 for line in lines)
 
 
-@pytest.mark.parametrize("chosen", protocol.PROTOCOLS.values(), ids=lambda p: p.id)
+def test_protocols_are_listed_the_ranked_ones_first_and_the_papers_last(command):
+    _, out, _ = command("list", "protocols")
+    lines = out.splitlines()
+    assert lines[0] == "Ranked:" and lines[1].split()[0] == "mnist-v1"
+    heading = next(k for k, line in enumerate(lines) if line.startswith("The papers' own evaluations"))
+    assert all(line.split()[0].startswith("papers-v1-") for line in lines[heading + 1 :])
+
+
+@pytest.mark.parametrize("chosen", protocol.known().values(), ids=lambda p: p.id)
 def test_show_prints_every_cell_of_a_protocol_and_what_its_attackers_know(chosen, command):
     _, out, _ = command("show", chosen.id)
     assert chosen.hash[:16] in out
@@ -182,6 +201,9 @@ MISTAKES = [
     ("data fetch digits", "nothing to fetch"),
     ("data fetch mnist --url not-an-address", "give a mirror of the four .gz with --url"),
     ("site build --records empty", "purifybench run"),
+    ("reproduce lqvae", "did you mean lq-vae"),
+    ("reproduce mad-vae/table1", "did you mean .*mad-vae/table1-white-box"),
+    ("reproduce lq-vae/white-box/MNIST --recipe papr", "did you mean paper"),
     ("serve nowhere", "nowhere holds no index.html; run `purifybench site build --out nowhere`"),
 ]
 

@@ -25,6 +25,7 @@ from bench.record import Cell, Store
 from bench.verdicts import RULES, Level, Verdict
 from leaderboard import bundle, formats, gather, pictures, tables, views
 from leaderboard.build import build
+from leaderboard.reported import reported
 from leaderboard.tables import Estimate
 
 QUICK = protocols.get("digits-v1-quick")
@@ -645,7 +646,7 @@ def test_a_board_without_an_attacker_who_knows_the_defense_says_so(
     fake_records.save(store, tiny, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
-        if name != "about.html":
+        if name not in ("about.html", "papers.html"):
             shown = text_of(html)
             assert "no attacker on this board knows that a defense exists" in shown
             assert tiny.purpose in shown
@@ -656,7 +657,7 @@ def test_a_smoke_test_says_so_and_names_what_it_does_not_measure(store: Store, t
     fake_records.save(store, QUICK, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
-        if name != "about.html":
+        if name not in ("about.html", "papers.html"):
             shown = text_of(html)
             assert "no attacker on this board knows that a defense exists" not in shown
             assert QUICK.purpose in shown
@@ -719,7 +720,7 @@ def test_pages_load_nothing_from_elsewhere_and_every_link_leads_somewhere(store:
                 if address.startswith("#"):
                     assert address[1:] in ids
                 elif not address.startswith("data:image/png;") and not (
-                    tag == "a" and address.startswith("https://arxiv")
+                    tag == "a" and address.startswith(("https://arxiv", "https://github.com/"))
                 ):
                     assert re.match(r"[a-z.]", address) and ":" not in address
                     assert (out / name).parent.joinpath(address).resolve().is_file(), (name, address)
@@ -928,3 +929,84 @@ def test_costs_are_printed_as_people_read_them(form: Callable[..., str], value: 
 )
 def test_what_an_attacker_knows_is_said_in_words(spec: AttackSpec, shown: str) -> None:
     assert formats.knowledge(spec) == shown
+
+
+def papers_cells(store: Store) -> None:
+    """Four images of table 2 of MAD-VAE on classifier A: right, right, wrong, right when clean, and under FGSM."""
+    view = protocols.get("papers-v1-mad-vae-black-box-mnist")
+    labels = np.zeros(view.n_examples, np.int16)
+    clean = (np.arange(view.n_examples) % 4 != 2).astype(np.float32)
+    fallen = (np.arange(view.n_examples) % 4 == 0).astype(np.float32)
+    for spec, right in zip(view.attacks, (clean, fallen), strict=True):
+        predicted = np.where(right > 0, 0, 7).astype(np.int16)  # where wrong, always 7: image 2 agrees with itself
+        arrays = {"correct": right, "label": labels, "predicted": predicted}
+        store.save(fake_records.cell(view, "identity", spec, arrays=arrays))
+
+
+def test_the_papers_page_holds_every_printed_number_and_the_measured_ones_beside(store: Store, tmp_path: Path) -> None:
+    papers_cells(store)
+    out = build([store], tmp_path / "site").parent
+    page = (out / "papers.html").read_text()
+    tags_of(page)
+    printed = re.findall(r'<td class="num edge">([0-9.]+)</td>', page)
+    assert len(printed) == 472 and sorted(printed) == sorted(str(row.value_percent) for row in reported())
+    shown = text_of(page)
+    low, high = statistics.wilson(500, 1000)
+    assert f"4.87 50.0\u202f% {100 * low:.1f}–{100 * high:.1f}, n&#8239;=&#8239;1\u202f000" in shown  # agreement
+    low, high = statistics.wilson(750, 1000)
+    assert f"99.39 75.0\u202f% {100 * low:.1f}–{100 * high:.1f}" in shown
+    assert "71 numbers, 2 measured" in shown and "40 numbers, 0 measured" in shown
+    assert "Under attack the paper counts agreement" in shown
+    assert 'href="board/papers-v1-mad-vae-black-box-mnist.html"' in page
+    assert 'href="papers.html" aria-current="page"' in page
+    assert 'href="../papers.html"' in (out / "board/papers-v1-mad-vae-black-box-mnist.html").read_text()
+
+
+def test_the_papers_page_stands_without_any_measured_number(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    fake_records.save(store, TINY, ["identity"])
+    page = (build([store], tmp_path / "site").parent / "papers.html").read_text()
+    assert "472" not in page and page.count("0 measured") == 4 + 16
+    assert '<th scope="col" class="num">measured' not in page
+    links = {value for tag, names in tags_of(page) for name, value in names.items() if name == "href" and value}
+    anchors = {names["id"] for _, names in tags_of(page) if "id" in names}
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+
+
+def test_what_a_record_says_reaches_the_papers_page_escaped(store: Store, tmp_path: Path) -> None:
+    view = protocols.get("papers-v1-lq-vae-mnist")
+    card = fake_records.card("identity", title=HOSTILE)
+    for spec in view.attacks[:2]:
+        store.save(fake_records.cell(view, "identity", spec, card=card, status="failed", error=HOSTILE))
+    page = (build([store], tmp_path / "site").parent / "papers.html").read_text()
+    assert "failed on some images" in page
+    assert "<script>alert" not in page and "<img src=x" not in page
+
+
+def test_boards_of_papers_come_behind_all_others(store: Store, tmp_path: Path) -> None:
+    papers_cells(store)
+    fake_records.save(store, protocols.get("mnist-v1-quick").limited(10), ["identity"])
+    html = build([store], tmp_path / "site").read_text()
+    boards = re.findall(r'<nav class="tabs".*?</nav>', html, flags=re.DOTALL)[0]
+    assert re.findall(r">([a-z0-9+-]+)</a>", boards) == ["mnist-v1-quick+limit10", "papers-v1-mad-vae-black-box-mnist"]
+
+
+def test_attacks_without_a_budget_show_where_images_break(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = replace(TINY, id="far-v1", l2_radii=(0.5, 2.0), attacks=(
+        *TINY.attacks, AttackSpec("fab", "gray_box", "l2", None, PGD), AttackSpec("shift", "clean"),
+    ))  # fmt: skip
+    monkeypatch.setattr(protocols, "PROTOCOLS", {far.id: far})
+    fake_records.save(store, far, ["identity"])
+    fallen = {"correct": np.array([0] * 6 + [1] * 4, np.float32), "l2": np.array([0.25] * 2 + [1] * 8, np.float32)}
+    store.save(fake_records.cell(far, "identity", far.attacks[0], arrays={"correct": np.ones(10, np.float32)}))
+    store.save(fake_records.cell(far, "identity", far.attacks[3], arrays=fallen))
+    (row,) = tables.board(far.id, store.cells()).rows
+    (line,) = views.distortions(row)
+    assert (line.median, line.n, [one.value for one in line.accuracies]) == (1.0, 10, [0.8, 0.4])
+    held = {"correct": np.ones(10, np.float32)}
+    store.save(fake_records.cell(far, "identity", far.attacks[3], arrays=held))
+    (row,) = tables.board(far.id, store.cells()).rows
+    assert views.distortions(row)[0].median is None
+    page = text_of((build([store], tmp_path / "site").parent / "defense/far-v1/identity.html").read_text())
+    assert "Attacks without a budget" in page and "∞" in page

@@ -130,3 +130,17 @@ def test_a_comparison_is_paired_on_the_images_that_both_have(cells):
     assert "apgd_ce" not in shown
     with pytest.raises(BenchError, match="share no cell"):
         report.comparison(first[2:], first[2:])
+
+
+def test_attacks_without_a_budget_show_their_distortion_beside_accuracy(make_cell):
+    protocol = Protocol(
+        id="far-v1", dataset="digits", n_examples=4, linf_radii=(0.1,), l2_radii=(0.5, 2.0),
+        attacks=(AttackSpec("none", "clean"), AttackSpec("deepfool", "gray_box", "l2", None, (("steps", 50),))),
+    )  # fmt: skip
+    facts: dict[str, Any] = {"attack": "deepfool", "track": "gray_box", "norm": "l2", "eps": None}
+    found = make_cell({"correct": [0, 0, 0, 1], "l2": [0.25, 1, 1.5, 1]}, params={"steps": 50}, **facts)
+    both = [make_cell({"correct": [1, 1, 1, 1]}), found]
+    row = [part.strip() for part in line(text(report.summary(both, protocol)), "deepfool (gray_box)").split("│")[1:-1]]
+    assert row == ["identity", "A", "deepfool (gray_box)", "4", "1.250", "75.0 %", "25.0 %"]
+    assert "│ –" in line(text(report.details(both)), "deepfool")
+    assert not list(report.distortions([found], protocol)), "without its clean cell"

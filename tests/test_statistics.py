@@ -321,3 +321,26 @@ def test_of_versions_equally_wrong_on_the_selection_draws_the_lowest_margin_deci
         assert statistics.robustness(cells, "linf", [0.1])[1].tolist() == pytest.approx([0.1, 0.3])
     failed = make_cell({"correct": [0, 0], "selection": [0, 0], "selection_margin": [np.nan, np.nan]}, **card)
     assert not statistics.robustness([clean, strong, failed], "linf", [0.1])[1].any()
+
+
+# ---------------------------------------------------------------------------------------------- without a budget
+
+
+def test_distortion_is_where_images_break_and_accuracy_at_fixed_budgets(make_cell):
+    # 0 is wrong when clean; 1 breaks at .4, 2 at 1.5; 3 holds although it was moved by 3; 4 is not attacked
+    clean = make_cell({"correct": [0, 1, 1, 1, 1]})
+    arrays = {
+        "correct": [1, 0, 0, 1, math.nan], "l2": [0.1, 0.4, 1.5, 3, math.inf], "attacked": [True] * 4 + [False],
+    }  # fmt: skip
+    found = make_cell(arrays, attack="deepfool", track="gray_box", norm="l2", eps=None)
+    assert statistics.is_unbounded(found) and not statistics.is_unbounded(clean)
+    far = statistics.distortion(clean, found, [0.3, 0.5, 2.0])
+    assert far.median == pytest.approx((0.4 + 1.5) / 2)  # of 0, .4, 1.5 and infinity
+    assert far.accuracies.tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
+    assert statistics.distortion(clean, found, []).accuracies.shape == (0, 4)
+
+
+def test_an_attack_that_breaks_less_than_half_has_an_infinite_median(make_cell):
+    clean, held = make_cell({"correct": [1, 1, 1]}), {"correct": [0, 1, 1], "l2": [1, 1, 1]}
+    found = make_cell(held, attack="cw_l2", track="gray_box", norm="l2", eps=None)
+    assert statistics.distortion(clean, found, [1.0]).median == math.inf

@@ -55,6 +55,7 @@ def test_the_wheel_holds_code_pages_types_and_entry_points(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "bench/py.typed", "defenses/py.typed", "leaderboard/py.typed", "leaderboard/templates/base.html.j2",
+        "leaderboard/templates/papers.html.j2", "leaderboard/data/reported.csv", "leaderboard/data/README.md",
         "leaderboard/static/site.css", "leaderboard/static/site.js", "bench/attacks/apgd.py",
     ):  # fmt: skip
         assert wanted in names

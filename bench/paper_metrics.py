@@ -1,0 +1,47 @@
+"""The accuracies that papers print, image by image from the records: three meanings of one word. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.record import Cell
+
+Array = NDArray[np.float64]
+Metric = Literal["accuracy", "agreement", "joint"]
+METRICS: Mapping[Metric, str] = MappingProxyType(
+    {
+        "accuracy": "the share of images classified as their true label",
+        "agreement": "the share of images on which the defended answer to the attacked image is the bare classifier's "
+        "answer to the clean one, right or wrong (MAD-VAE's code)",
+        "joint": "the share of images classified as their true label that the bare classifier got right when clean "
+        "(the VQ-VAE report's code)",
+    }
+)
+
+
+def per_image(metric: Metric, cell: Cell, bare: Cell | None = None) -> Array:
+    """The metric's value of each attacked image in [0, 1], (n,).
+
+    `bare` is the clean cell of the classifier without a defense, on images that start alike; only accuracy does without
+    it. Accuracy and joint average the scoring draws, agreement looks at the first. Raises ValueError where the images
+    of `bare` are others, or are missing.
+    """
+    attacked, outcomes = cell.outcomes.attacked, cell.outcomes
+    correct: Array = outcomes.correct[attacked].astype(np.float64)
+    if metric == "accuracy":
+        return correct
+    if bare is None:
+        raise ValueError(f"{metric} of {cell.record.cell} needs the clean cell of the classifier without a defense")
+    rows = np.flatnonzero(attacked)
+    known = bare.outcomes
+    if (rows >= len(known.label)).any() or not np.array_equal(known.label[rows], outcomes.label[rows]):
+        raise ValueError(f"{metric} of {cell.record.cell} needs the bare classifier on the same images")
+    if metric == "agreement":
+        same = (outcomes.predicted[rows] == known.predicted[rows]) & (outcomes.predicted[rows] >= 0)
+        return np.asarray(same, dtype=np.float64)
+    return np.asarray(correct * (known.correct[rows] > 0.5), dtype=np.float64)
