@@ -182,7 +182,8 @@ def list_(
     elif kind == "attacks":
         rows = {name: info.title for name, info in catalog.ATTACKS.items()}
     elif kind == "classifiers":
-        rows = dict(catalog.CLASSIFIERS)
+        only = "; only for that paper's own evaluation"
+        rows = {name: f"{text}{only * (name in catalog.PORTS)}" for name, text in catalog.CLASSIFIERS.items()}
     elif kind == "datasets":
         rows = dict(catalog.DATASETS)
     elif kind == "protocols":
