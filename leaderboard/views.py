@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class CellLine:
     backward: float | None = None
     blocked: float | None = None
     error: str = ""
+    source: Mapping[str, object] = field(default_factory=dict)  # what is known of the net that the images were made on
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,14 @@ def _cell_line(cell: Cell, *, is_extra: bool) -> CellLine:
         float(np.median(outcomes.linf[mask])) if attacked else None,
         float(np.median(outcomes.l2[mask])) if attacked else None,
         record.forward_rows / per_image, record.backward_rows / per_image, record.blocked, record.error,
+        _about_source(cell),
     )  # fmt: skip
+
+
+def _about_source(cell: Cell) -> dict[str, object]:
+    record = cell.record
+    known = {"source_agreement": record.source_agreement} if record.source_agreement is not None else {}
+    return {**known, **({"source_queries": record.source_queries} if record.source_queries else {})}
 
 
 def as_csv(board: Board) -> bytes:
