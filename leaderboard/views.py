@@ -22,12 +22,11 @@ PLANNED: Mapping[str, str] = {
     "latent": "The attacker searches the defense's latent space.",
     "rejection": "The attacker also has to pass the defense's detector.",
 }
-_BLIND = {"clean", "gray_box", "transfer"}  # tracks whose attacker does not know that a defense exists
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Which tracks a protocol measures and which planned ones it lacks; `blind` if no attacker knows the defense."""
+    """Which tracks a protocol measures and which planned ones it lacks; `blind` if no attacker sees the defense."""
 
     measured: tuple[str, ...]
     absent: tuple[str, ...]
@@ -97,7 +96,8 @@ def facts(protocol: Protocol) -> Facts:
     """The tracks that occur in a protocol, for whatever kind of defense, and those that do not."""
     present = {spec.track for spec in protocol.every_attack}
     measured = tuple(track for track in TRACKS if track in present)
-    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), present <= _BLIND)
+    blind = all(spec.is_shared for spec in protocol.every_attack)
+    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), blind)
 
 
 def efforts(protocol: Protocol) -> list[tuple[str, Protocol]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
-from bench import sources
+from bench import cli, sources
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
 from bench.sources import Source
+from leaderboard.formats import knowledge
 
 
 @pytest.mark.parametrize(
@@ -58,4 +61,19 @@ def test_labels_are_predicted_or_true_and_never_the_attack_s_own_argument():
 
 def test_words_for_people():
     assert sources.parse("identity_vae").words == "identity vae"
-    assert sources.parse("imitation-B").words == "a substitute of the defense, B"
+    spec = AttackSpec("fgsm", "transfer", "linf", 0.3, (("labels", "predicted"),), source="imitation-B")
+    assert knowledge(spec) == "transfer, made on a substitute of the defense, B"
+    line = cli._about_spec(spec)
+    assert line.split() == [spec.slug, *"labels=predicted, made on a substitute of the defense, B".split()]
+
+
+def test_a_record_made_on_what_does_not_exist_is_no_record(make_cell):
+    assert make_cell(source="substitute-B", source_queries=4800, source_agreement=0.9).record.source_queries == 4800
+    with pytest.raises(ValueError, match="no kind of source is called 'thin'"):
+        make_cell(source="thin-air")
+
+
+def test_the_parser_needs_no_torch():
+    code = "import bench.sources, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
