@@ -28,7 +28,7 @@ CLASSIFIERS: Mapping[str, str] = MappingProxyType(
         "magnet": "four 3x3 convolutions in two stages, two layers of 200 units (MagNet's code)",
         "B_madvae": "model B with padding 5, 512 features and channel dropout on the input (MAD-VAE's code)",
         "D_madvae": "model D with a second dropout (MAD-VAE's code)",
-        "magnet_madvae": "magnet with padding 1, one layer of 200 units, no dropout: the net that MAD-VAE attacks (its code)",
+        "magnet_madvae": "magnet with padding 1, one layer of 200 units, no dropout, which MAD-VAE attacks (its code)",
         "cnet": "two 3x3 convolutions, pooling, 128 units, PyTorch's MNIST example (code of the VQ-VAE report)",
     }
 )
