@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +16,35 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import checks, classifiers, cost, data, device, draws, plugins, protocol, seeds, surrogate, training
+from bench import (
+    checks,
+    classifiers,
+    cost,
+    data,
+    device,
+    draws,
+    plugins,
+    protocol,
+    seeds,
+    substitutes,
+    surrogate,
+    training,
+)
+from bench import sources as origins
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS, CLASSIFIERS
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
-from bench.evaluation import Examples, Subject, Work, cell_name, evaluate_cell, images_key, untouched, wanted
+from bench.evaluation import Examples, Subject, Work, cell_name, defended, evaluate_cell, images_key, untouched, wanted
 from bench.places import home
 from bench.progress import Progress, duration, for_terminal
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell, Store
+from bench.substitutes import SourceNet
 
 Named = tuple[str, type[Defense]]
+Sources = Mapping[str, Subject | SourceNet]
 
 
 @dataclass(frozen=True)
@@ -237,11 +253,27 @@ class _Desk:
         self._stored = {cell.record.cell: cell for cell in cells if cell.record.protocol == self.view.id}
         self._elsewhere = {cell.record.key: cell for cell in cells if "+" not in cell.record.protocol + self.view.id}
         self.cells: list[Cell] = []
+        self.imitations: dict[str, SourceNet] = {}  # the sources that this defense alone has
 
-    def work(self, spec: AttackSpec, sources: dict[str, Subject]) -> Work:
+    def work(self, spec: AttackSpec, sources: Sources) -> Work:
         """The next cell's work, given the cells finished so far."""
         mask = wanted(self.subject, self.view, spec, self.cells)
-        return Work(self.subject, self.view, spec, mask, sources.get(spec.source))
+        return Work(
+            self.subject,
+            self.view,
+            spec,
+            mask,
+            (self.imitations if spec.imitates_defense else sources).get(spec.source),
+        )
+
+    def prepare(self, work: Work, sources: Sources, dataset: Dataset, progress: Progress) -> Work:
+        """The same work with the nets that its attacker trains on what this defense answers."""
+        spec = work.spec
+        if spec.route == "surrogate" and work.subject.surrogate is None:
+            self.subject = _with_surrogate(self.subject, dataset, progress)
+        if spec.imitates_defense and spec.source not in self.imitations:
+            self.imitations[spec.source] = _imitation(spec.source, self.subject, dataset, progress)
+        return self.work(spec, sources)
 
     def stored(self, work: Work) -> Cell | None:
         """The sound cell of exactly this work from an earlier run, under this protocol or another version of it."""
@@ -255,7 +287,7 @@ class _Desk:
         cites = {"protocol": self.view.id, "protocol_hash": self.view.hash}
         return Cell(cell.record.model_copy(update=cites), cell.outcomes)
 
-    def open_work(self, sources: dict[str, Subject]) -> list[Work]:
+    def open_work(self, sources: Sources) -> list[Work]:
         """What is left to do, as far as it is known before it is done: a cascade may turn out to have less, and its
         stored cells are taken for sound while one before them is missing."""
         left: list[Work] = []
@@ -295,13 +327,13 @@ def run(
             for seed in range(plan.seeds if has_door(named[1], "fit") else 1)
         ]
         desks = [_Desk(subject, plan, examples, store) for subject in subjects]
-        names = dict.fromkeys(spec.source for desk in desks for spec in desk.specs if spec.source)
+        shown = (spec for desk in desks for spec in desk.specs if spec.source and not spec.imitates_defense)
         sources = {
-            name: trained_subject((name, plugins.load(name)), classifier, net, net_weights, dataset, None, progress)
-            for name in names
+            name: _source(name, classifier, net, net_weights, dataset, progress)
+            for name in dict.fromkeys(spec.source for spec in shown)
         }
         for name, source in sources.items():
-            if isinstance(source.defense, Unusable):
+            if isinstance(source, Subject) and isinstance(source.defense, Unusable):
                 raise BenchError(
                     f"{name}, whose images {plan.protocol.id} shows to every defense, is {source.defense.reason}; "
                     f"see purifybench train {name}, or leave that out: --tracks {_others(plan.protocol)}"
@@ -320,10 +352,8 @@ def run(
                 for spec in desk.specs:
                     work = desk.work(spec, sources)
                     cell = desk.stored(work)
-                    if cell is None and spec.route == "surrogate" and work.subject.surrogate is None:
-                        desk.subject = _with_surrogate(desk.subject, dataset, progress)
-                        work = desk.work(spec, sources)
                     if cell is None:
+                        work = desk.prepare(work, sources, dataset, progress)
                         cell = evaluate_cell(work, desk.examples, cache, progress)
                         store.save(cell)
                     elif cell.record.protocol_hash != plan.protocol.hash:
@@ -345,9 +375,53 @@ def _others(chosen: Protocol) -> str:
     return ",".join(track for track in chosen.tracks if track != "transfer")
 
 
+def _source(
+    name: str, classifier: str, net: nn.Module, net_weights: str, dataset: Dataset, progress: Progress
+) -> Subject | SourceNet:
+    """What images that all defenses of a classifier are shown are made on, trained or loaded."""
+    origin = origins.parse(name)
+    if origin.kind == "classifier":
+        return substitutes.independent(origin.name, net, dataset, progress)
+    if origin.kind == "substitute":
+        oracle = substitutes.answers_of(net)
+        of = f"classifier {classifier}"
+        return substitutes.trained(
+            origin.name, oracle, net_weights, dataset, progress, of=of, recipe=substitutes.PAPERNOT
+        )
+    named = name, plugins.load(name)
+    return trained_subject(named, classifier, net, net_weights, dataset, None, progress)
+
+
+def _imitation(name: str, subject: Subject, dataset: Dataset, progress: Progress) -> SourceNet:
+    """The net that an attacker trains on a defense's answers; where it gives none, cells made on it say why."""
+
+    def oracle(images: Tensor, generator: Generator) -> Tensor:
+        with _its_own_fault(), training.global_seed(seeds.derive("query", generator.initial_seed())):
+            _, logits = defended(subject.defense, images, generator)
+        if not bool(logits.isfinite().all()):
+            raise ValueError("purified images or logits were not finite, or left [0, 1]")
+        return logits.argmax(dim=1)
+
+    architecture = origins.parse(name).name
+    try:
+        with untouched(subject.defense.classifier):
+            return substitutes.trained(
+                architecture, oracle, _asked(subject), dataset, progress, of=subject.name, recipe=substitutes.PAPERNOT
+            )
+    except BenchError:  # the disk, not the defense
+        raise
+    except (Exception, SystemExit) as problem:
+        return SourceNet(nn.Identity(), "", problem=f"asked for labels: {type(problem).__name__}: {problem}")
+
+
+def _asked(subject: Subject) -> str:
+    """A hash of all that decides what a defense answers to queries."""
+    return seeds.digest(*subject.answers)
+
+
 def _with_surrogate(subject: Subject, dataset: Dataset, progress: Progress) -> Subject:
     """The subject with the harness's imitation of its purifier; where that cannot be trained, the cells say why."""
-    key, examples = seeds.digest(*subject.answers), surrogate.EXAMPLES[subject.budget]
+    key, examples = _asked(subject), surrogate.EXAMPLES[subject.budget]
     try:
         with untouched(subject.defense.classifier):
             imitation = surrogate.trained(subject.defense, subject.name, key, dataset, examples, progress)
@@ -398,43 +472,55 @@ def _expected_seconds(
     open_work: Sequence[Sequence[Work]], examples: Examples, cache: ChunkCache
 ) -> dict[tuple[str, int, str], float]:
     """The time each cell will take, from a short measurement on this machine: the classifier's forward and backward
-    pass for images that are still to be attacked, the defense's forward pass for scoring."""
+    pass for images that are still to be attacked, the defense's forward pass for scoring and for the labels that an
+    imitation asks for."""
     expected: dict[tuple[str, int, str], float] = {}
     works = [work for part in open_work for work in part]
     if not works:
         return expected
     probe = examples.clean.images[next(examples.chunks())]
-    net = works[0].subject.attacked
-
-    def gradient() -> None:
-        images = probe.clone().requires_grad_()
-        torch.autograd.grad(net(images).sum(), images)
-
-    attacking = _seconds(gradient, probe.device) / len(probe)
+    attacking = _gradient_seconds(works[0].subject.attacked, probe) / len(probe)
     purifying: dict[str, float] = {}
-    shared: set[str] = set()
+    done: set[tuple[object, ...]] = set()
     for work in works:
-        subject, spec = work.subject, work.spec
-        for one in filter(None, (subject, work.source)):
-            if one.name not in purifying:
+        subject, spec, source = work.subject, work.spec, work.source
+        for one in (subject, source):
+            if isinstance(one, Subject) and one.name not in purifying:
                 purifying[one.name] = _purify_seconds(one, probe) / len(probe)
         stochastic = subject.cls.stochastic
-        forward, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
+        forward, backward = _cost(spec)
         n = int(work.wanted.sum())
         if spec.knows_defense:  # through the defense: its backward pass takes about twice its forward pass
             passes = 3 * backward or forward
             seconds = purifying[subject.name] * passes * n * spec.eot(stochastic=stochastic)
             seconds *= 1 if stochastic else EARLY
-        elif spec.slug in shared:
+        elif spec.imitates_defense:
+            seconds = attacking * backward * n
+            architecture, asked = origins.parse(spec.source).name, _asked(subject)
+            kept = substitutes.is_kept(architecture, asked, examples.dataset, examples.split, substitutes.PAPERNOT)
+            if not kept and (asked, spec.source) not in done:
+                done.add((asked, spec.source))
+                recipe = substitutes.PAPERNOT
+                seconds += attacking * recipe.rows
+                seconds += purifying[subject.name] * (recipe.queries + substitutes.COMPARED)
+        elif (spec.slug,) in done:
             seconds = 0.0
         else:  # the others share its images
-            shared.add(spec.slug)
+            done.add((spec.slug,))
             chunks = (rows for rows in examples.chunks(work.wanted) if not cache.has(images_key(work, examples, rows)))
-            unit = attacking if work.source is None else 3 * purifying[work.source.name]
+            unit = 3 * purifying[source.name] if isinstance(source, Subject) else attacking
             seconds = unit * backward * sum(len(rows) for rows in chunks)
         looks = work.protocol.looks(stochastic=stochastic) * n
         expected[subject.name, subject.seed, spec.slug] = seconds + purifying[subject.name] * looks
     return expected
+
+
+def _gradient_seconds(net: nn.Module, probe: Tensor) -> float:
+    def gradient() -> None:
+        images = probe.clone().requires_grad_()
+        torch.autograd.grad(net(images).sum(), images)
+
+    return _seconds(gradient, probe.device)
 
 
 def _purify_seconds(subject: Subject, probe: Tensor) -> float:
@@ -479,11 +565,12 @@ def outline(asked: Plan, store: Store) -> list[str]:
         f"{asked.protocol.id}: {asked.protocol.n_examples} images of {asked.protocol.dataset} on {asked.device.type}"
     ]
     stored = {(cell.record.defense, cell.record.cell) for cell in store.cells(asked.protocol.id)}
-    usual = [spec for spec in asked.protocol.among(asked.tracks, asked.attacks) if not spec.knows_defense]
+    usual = [spec for spec in asked.protocol.among(asked.tracks, asked.attacks) if spec.is_shared]
     for classifier in asked.classifiers:
         forward, backward = _rows(usual, asked.protocol)
         lines.append(
             f"classifier {classifier}: attacks cost {forward:,} forward, {backward:,} backward rows, once for all"
+            f"{_queries(usual)}"
         )
         for name, cls in asked.defenses:
             view = asked.protocol.effort("cheap", stochastic=cls.stochastic)
@@ -492,18 +579,31 @@ def outline(asked: Plan, store: Store) -> list[str]:
             names = [spec.cell(classifier, seed) for seed in range(trainings) for spec in specs]
             done = sum((name, cell) in stored for cell in names)
             passes = (len(names) - done) * view.n_examples * view.looks(stochastic=cls.stochastic)
-            own = [spec for spec in specs if spec.knows_defense]
+            own = [spec for spec in specs if not spec.is_shared]
             ahead, back = (rows * trainings for rows in _rows(own, view, stochastic=cls.stochastic))
             knowing = f", at most {ahead:,} forward and {back:,} backward rows of attackers who know it" if own else ""
+            knowing += _queries(own, trainings)
             lines.append(f"  {name}: {len(names)} cells, {done} in the records, {passes:,} images to purify{knowing}")
     return lines
+
+
+def _queries(specs: Iterable[AttackSpec], trainings: int = 1) -> str:
+    """How many labels are asked for to train the nets of these attacks, or nothing."""
+    nets = {spec.origin for spec in specs if spec.origin and spec.origin.kind in ("substitute", "imitation")}
+    return f", {len(nets) * trainings * substitutes.PAPERNOT.queries:,} labels asked of it" if nets else ""
+
+
+def _cost(spec: AttackSpec) -> tuple[int, int]:
+    """The rows that an attack sends forward and backward for each image and draw, with those that predict labels."""
+    forward, backward = ATTACKS[spec.attack].cost(**dict(spec.params))
+    return forward + spec.predicts_labels, backward
 
 
 def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = False) -> tuple[int, int]:
     """The rows that attacks send forward and backward on all images, in every draw that they average over."""
     forward = backward = 0
     for spec in specs:
-        ahead, back = ATTACKS[spec.attack].cost(**dict(spec.params))
+        ahead, back = _cost(spec)
         rows = spec.eot(stochastic=stochastic) * min(asked.n_examples, spec.n_examples or asked.n_examples)
         forward, backward = forward + ahead * rows, backward + back * rows
     return forward, backward

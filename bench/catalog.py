@@ -22,8 +22,19 @@ CLASSIFIERS: Mapping[str, str] = MappingProxyType(
         "A": "two convolutions of 64 channels, the classifier most papers attack (Defense-GAN, model A)",
         "B": "three wide strided convolutions behind dropout on the input (Defense-GAN, model B)",
         "C": "128 then 64 channels, 3x3 then 5x5 kernels (Defense-GAN, model C)",
+        "D": "two layers of 200 units with dropout, no convolution (Defense-GAN, model D)",
+        "E": "two layers of 200 units, no convolution (Defense-GAN, model E)",
+        "F": "model B without dropout (Defense-GAN, model F)",
+        "magnet": "four 3x3 convolutions in two stages, two layers of 200 units (MagNet's code)",
+        "B_madvae": "model B with padding 5, 512 features and channel dropout on the input (MAD-VAE's code)",
+        "D_madvae": "model D with a second dropout (MAD-VAE's code)",
+        "magnet_madvae": "magnet with padding 1, one layer of 200 units, no dropout, which MAD-VAE attacks (its code)",
+        "cnet": "two 3x3 convolutions, pooling, 128 units, PyTorch's MNIST example (code of the VQ-VAE report)",
     }
 )
+
+PORTS = ("B_madvae", "D_madvae", "magnet_madvae", "cnet")
+"""Classifiers as one paper's code has them, other than printed or than the rest has them: for its own evaluation."""
 
 
 @dataclass(frozen=True)

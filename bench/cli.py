@@ -263,7 +263,8 @@ def list_(
     elif kind == "attacks":
         rows = {name: info.title for name, info in catalog.ATTACKS.items()}
     elif kind == "classifiers":
-        rows = dict(catalog.CLASSIFIERS)
+        only = "; only for that paper's own evaluation"
+        rows = {name: f"{text}{only * (name in catalog.PORTS)}" for name, text in catalog.CLASSIFIERS.items()}
     elif kind == "datasets":
         rows = dict(catalog.DATASETS)
     elif kind == "protocols":
@@ -335,14 +336,17 @@ def _show_protocol(chosen: protocol.Protocol) -> None:
             typer.echo(f"  {_about_spec(spec)}".rstrip())
     for effort in chosen.efforts:
         kind = "random" if effort.stochastic else "deterministic"
-        typer.echo(f"\n{effort.budget} and {kind}: {effort.n_examples} images, {len(effort.attacks)} cells, white-box:")
+        typer.echo(
+            f"\n{effort.budget} and {kind}: {effort.n_examples} images, {len(effort.attacks)} cells, of its own:"
+        )
         for spec in effort.attacks:
-            if spec.track == "white_box":
+            if not spec.is_shared:
                 typer.echo(f"  {_about_spec(spec)}")
 
 
 def _about_spec(spec: protocol.AttackSpec) -> str:
     facts = [f"{k}={v}" for k, v in spec.params]
+    facts += [f"made on {spec.origin.words}"] if spec.origin and spec.origin.is_net else []
     facts += [f"first {spec.n_examples} images"] * bool(spec.n_examples) + ["what is left"] * spec.cascade
     return f"{spec.slug:<48} {', '.join(facts)}"
 

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from bench import attacks, device, draws, seeds, surrogate, threat, training
+from bench import attacks, device, draws, seeds, substitutes, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
@@ -36,6 +36,7 @@ from bench.progress import Progress
 from bench.protocol import AttackSpec, Budget, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
+from bench.substitutes import SourceNet
 
 VERSION = 5  # of the rules in this file; part of every cell's key
 LAYOUT = 3  # of a cached chunk of images; part of its key
@@ -124,7 +125,7 @@ class Work:
     protocol: Protocol
     spec: AttackSpec
     wanted: Wanted
-    source: Subject | None = None  # of a transfer attack
+    source: Subject | SourceNet | None = None  # of a transfer attack
 
     @cached_property
     def key(self) -> str:
@@ -137,7 +138,10 @@ class Work:
             subject.name, subject.settings, subject.weights, source_hash(subject.cls), subject.classifier,
             subject.classifier_weights, subject.attacked_weights, subject.seed, self.wanted.tolist(),
         ]  # fmt: skip
-        decides += [self.source.answers] if self.source else []
+        if spec.imitates_defense:  # what it learned from is in the key already
+            decides.append(substitutes.VERSION)
+        elif self.source is not None:
+            decides.append(self.source.answers)
         decides += [surrogate.VERSION] if spec.route == "surrogate" else []
         return seeds.digest(*decides)
 
@@ -145,7 +149,8 @@ class Work:
 def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: Progress) -> Cell:
     """Attack the examples as the work's spec says and score the defense on the attacked images, resuming from
     `cache`."""
-    subject, protocol, spec = work.subject, work.protocol, work.spec
+    subject, protocol, spec, source = work.subject, work.protocol, work.spec, work.source
+    net = source if isinstance(source, SourceNet) else None
     attacked: list[Arrays] = []
     scored: list[Arrays] = []
     errors: list[str] = []
@@ -202,7 +207,9 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         eps=spec.eps,
         route=spec.route,
         source=spec.source,
-        source_weights=work.source.weights if work.source else "",
+        source_weights=source.weights if source else "",
+        source_queries=net.queries if net else 0,
+        source_agreement=None if net is None or net.agreement is None else float(f"{net.agreement:.6g}"),
         variant=spec.variant,
         cascade=spec.cascade,
         params=dict(spec.params),
@@ -232,8 +239,8 @@ def _chunk_key(purpose: str, what: object, examples: Examples, rows: Tensor) -> 
 
 
 def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
-    """The key of a chunk of attacked images. Where the attacker does not see the defense its name is not in it, so all
-    defenses share the images; else it is the cell's own."""
+    """The key of a chunk of attacked images: the cell's own where the attacker sees the defense, else that of the model
+    that is attacked, so that all defenses share the images."""
     subject, spec = work.subject, work.spec
     if spec.knows_defense:
         return _chunk_key("images", (LAYOUT, work.key), examples, rows)
@@ -246,20 +253,26 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
     """One chunk of images, attacked as the work's spec says or found in the cache; and why the defense made that
     impossible.
 
+    An attack that is given predicted labels cannot tell which images the attacked model gets wrong when clean: these
+    have a success at step 0, and do not count as `broken`.
+
     Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images
     that the attack saw misclassified (all False where it keeps no track), `blocked` and `looks` (N,) how often the
     gradient was of no use, `rows` (forward, backward), `failed` ().
     """
-    subject, spec = work.subject, work.spec
+    subject, spec, source = work.subject, work.spec, work.source
+    assert bool(spec.source) == (source is not None), f"{spec.slug} was given no source"
+    clean = examples.clean[rows]
+    if isinstance(source, SourceNet) and source.problem:
+        return _no_images(clean, (0, 0)), source.problem
     key = images_key(work, examples, rows)
     found = cache.read(key)
     if found is not None:
         return found, ""
-    clean = examples.clean[rows]
     noise = _noise(work, examples, rows)
     target = _target(work, int(rows[0]))
     function = attacks.get(spec.attack)
-    settings: dict[str, object] = {name: value for name, value in spec.params if name != "eot"}
+    settings: dict[str, object] = {**spec.settings}
     if spec.eps is not None:
         settings["eps"] = spec.eps
     if len(ATTACKS[spec.attack].norms) > 1 and spec.norm is not None:
@@ -270,27 +283,40 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
         and "stop_when_broken" in inspect.signature(function).parameters
     ):
         settings["stop_when_broken"] = True  # the attacked pipeline is the scored one, and one answer is proof
-    touched = work.source or subject
+    shared_net = source.net if isinstance(source, SourceNet) else (source or subject).defense.classifier
     try:
-        with untouched(touched.defense.classifier), training.global_seed(seeds.derive(key)):
-            result = function(target, clean.images, clean.labels, draws=noise, **settings)
+        with untouched(shared_net), training.global_seed(seeds.derive(key)):
+            labels = threat.predictions(target, clean.images) if spec.predicts_labels else clean.labels
+            result = function(target, clean.images, labels, draws=noise, **settings)
     except (Exception, SystemExit) as problem:
         own_net = subject.attacked_weights != subject.classifier_weights
-        if work.source is not None or not (spec.knows_defense or own_net):
+        if source is not None or not (spec.knows_defense or own_net):
             raise  # no code of the defense was run
-        never = torch.full_like(clean.labels, -1)
-        result = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
-        return _arrays(result, target, failed=True), f"under attack: {type(problem).__name__}: {problem}"
-    found = _arrays(result, target, failed=False)
+        spent = (target.forward_rows, target.backward_rows)
+        return _no_images(clean, spent), f"under attack: {type(problem).__name__}: {problem}"
+    right = labels == clean.labels
+    result = replace(
+        result,
+        step_of_success=torch.where(right, result.step_of_success, 0),
+        broken=None if result.broken is None else result.broken & right,
+    )
+    found = _arrays(result, (target.forward_rows, target.backward_rows))
     cache.write(key, found)
     return found, ""
+
+
+def _no_images(clean: Split, spent: tuple[int, int]) -> Arrays:
+    """Stands where the defense made an attack impossible: the clean images, marked as failed."""
+    never = torch.full_like(clean.labels, -1)
+    nothing = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
+    return _arrays(nothing, spent, failed=True)
 
 
 def _rounded(curve: NDArray[np.float32]) -> tuple[float | None, ...]:
     return tuple(float(f"{loss:.6g}") if math.isfinite(loss) else None for loss in curve)
 
 
-def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) -> Arrays:
+def _arrays(result: attacks.Attacked, spent: tuple[int, int], *, failed: bool = False) -> Arrays:
     none = torch.zeros_like(result.step_of_success)
     broken = none.bool() if result.broken is None else result.broken
     blocked, looks = (none if part is None else part for part in (result.blocked, result.looks))
@@ -301,7 +327,7 @@ def _arrays(result: attacks.Attacked, target: threat.Target, *, failed: bool) ->
         "broken": broken.cpu().numpy(),
         "blocked": blocked.float().cpu().numpy(),
         "looks": looks.cpu().numpy(),
-        "rows": np.array([target.forward_rows, target.backward_rows], dtype=np.int64),
+        "rows": np.array(spent, dtype=np.int64),
         "failed": np.array(failed),
     }
 
@@ -315,6 +341,8 @@ def _noise(work: Work, examples: Examples, rows: Tensor) -> draws.ImageDraws:
 
 def _target(work: Work, first: int) -> threat.Target:
     spec = work.spec
+    if isinstance(work.source, SourceNet):
+        return threat.gray_box(work.source.net)
     if work.source is not None:
         return threat.white_box(
             work.source.defense, "autograd", eot=1, seed_parts=(work.protocol.seed, "source", first)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from bench import seeds
+from bench import seeds, sources
 from bench.errors import BenchError, unknown
+from bench.sources import Source
 
 Track = Literal["clean", "gray_box", "transfer", "white_box", "query"]
 Norm = Literal["linf", "l2"]
@@ -31,7 +32,9 @@ TRACKS: Mapping[str, str] = MappingProxyType(
     {
         "clean": "The attacker does nothing; uniform noise of the same size stands beside as a control.",
         "gray_box": "The attacker knows the classifier and its weights, and does not know that a defense exists.",
-        "transfer": "The attacker knows another defense of the same classifier, and attacks that one white-box.",
+        "transfer": "The attacker shows images made white-box on another model: a defense of the same classifier, or a "
+        "net of the attacker's own, trained on the same data or on labels that the bare classifier (a substitute) or "
+        "the defended one (an imitation) answered.",
         "white_box": "The attacker knows the classifier, the defense and their weights, but not its random draws.",
         "query": "The attacker sees the scores of the defended classifier and nothing else.",
     }
@@ -43,10 +46,12 @@ class AttackSpec:
     """One attack at one strength: `attack` names a function of bench.attacks, `params` are its keyword arguments.
 
     `eps` is the radius on the [0, 1] scale in the given `norm`; None for attacks without a budget. `route` says along
-    which gradient a white-box attack differentiates the defense (bench.threat), `source` which other defense the images
-    of a transfer attack were made on. `n_examples` limits a cell to the protocol's first images. A `cascade` cell
-    attacks only the images that no cell before it has broken within its ball; it counts in the worst case alone, all
-    others are cold: independent of one another. `variant` tells cells apart that share everything else.
+    which gradient a white-box attack differentiates the defense (bench.threat), `source` what the images of a transfer
+    attack are made on: a defense, or a net of the attacker's own (bench.sources). With `("labels", "predicted")` among
+    its parameters the attack is given the attacked model's own classes instead of the true ones, as CleverHans does
+    unless told; scores are by true labels all the same. `n_examples` limits a cell to the protocol's first images. A
+    `cascade` cell attacks only the images that no cell before it has broken within its ball; it counts in the worst
+    case alone, all others are cold: independent of one another. `variant` tells cells apart that share everything else.
     """
 
     attack: str
@@ -69,8 +74,33 @@ class AttackSpec:
 
     @property
     def knows_defense(self) -> bool:
-        """Whether the attacker sees the defense or its scores: such images belong to one defense, others are shared."""
+        """Whether the attacker sees the defense or its scores: what is attacked is what is scored."""
         return self.track in ("white_box", "query")
+
+    @property
+    def origin(self) -> Source | None:
+        """What the images of a transfer attack are made on. Raises BenchError for a source that cannot be."""
+        return sources.parse(self.source) if self.source else None
+
+    @property
+    def imitates_defense(self) -> bool:
+        """Whether the images are made on a net that learned from the defense's answers."""
+        return self.origin is not None and self.origin.is_own
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all defenses of a classifier are shown the same images; others are made for one defense."""
+        return not (self.knows_defense or self.imitates_defense)
+
+    @property
+    def predicts_labels(self) -> bool:
+        """Whether the attack is given the attacked model's classes instead of the true ones."""
+        return dict(self.params).get("labels") == "predicted"
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The keyword arguments of the attack's function: `eot` and `labels` are for the harness."""
+        return {name: value for name, value in self.params if name not in ("eot", "labels")}
 
     def eot(self, *, stochastic: bool) -> int:
         """The draws that each step of the attack averages over: 1 for a deterministic defense."""
@@ -136,12 +166,18 @@ class Protocol:
     headline_radii: tuple[float, ...] = ()  # the Linf radii that results are quoted at, beside the mean robust radius
 
     def __post_init__(self) -> None:
-        """Raises ValueError for two cells of one name, radii that do not grow from above 0, headlines not measured."""
+        """Raises ValueError for two cells of one name, radii that do not grow from above 0, headlines not measured, and
+        sources and kinds of labels that do not exist."""
         for attacks in (self.attacks, *(effort.attacks for effort in self.efforts)):
             slugs = [spec.slug for spec in attacks]
             twins = sorted({slug for slug in slugs if slugs.count(slug) > 1})
             if twins:
                 raise ValueError(f"{self.id} has two cells called {twins[0]}; one would overwrite the other")
+            for spec in attacks:
+                labels = dict(spec.params).get("labels", "predicted")
+                if labels != "predicted":
+                    raise ValueError(f"{self.id}, {spec.slug}: labels are {labels!r}; expected 'predicted', or nothing")
+                _ = spec.origin
         for radii in (self.linf_radii, self.l2_radii):
             if list(radii) != sorted(set(radii)) or any(eps <= 0 for eps in radii):
                 raise ValueError(f"{self.id} has radii {radii}; they must grow from above 0")

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from bench import sources
 from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec, Budget, Route, Track
@@ -84,8 +85,12 @@ class Record(BaseModel):
     norm: Literal["linf", "l2"] | None
     eps: float | None = Field(ge=0)
     route: Route = Field("", description="the gradient of a white-box attack")
-    source: str = Field("", description="the defense that the images of a transfer attack were made on")
-    source_weights: str = Field("", description="sha256 of that defense's weights")
+    source: str = Field("", description="what the images of a transfer attack were made on: bench.sources")
+    source_weights: str = Field("", description="sha256 of that defense's or net's weights")
+    source_queries: int = Field(0, ge=0, description="labels that were asked for to train that net")
+    source_agreement: float | None = Field(
+        None, ge=0, le=1, description="share of validation images to which that net and the model it stands for agree"
+    )
     variant: str = Field("", description="tells apart cells that share everything else")
     cascade: bool = Field(False, description="only images that no earlier cell had broken were attacked")
     params: Mapping[str, int | float | str | bool]
@@ -103,6 +108,13 @@ class Record(BaseModel):
     )
     outcomes_sha256: str
     run: Run
+
+    @field_validator("source")
+    @classmethod
+    def _source_exists(cls, source: str) -> str:
+        if source:
+            sources.parse(source)
+        return source
 
     @property
     def spec(self) -> AttackSpec:

@@ -13,7 +13,7 @@ from rich.text import Text
 from bench import statistics
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
-from bench.record import Cell
+from bench.record import Cell, Record
 from bench.verdicts import Verdict, over_seeds
 
 
@@ -194,7 +194,7 @@ def details(cells: Sequence[Cell]) -> Table:
         record, outcomes = cell.record, cell.outcomes
         mask = outcomes.attacked
         budget = f"{record.norm} {record.eps:g}" if record.norm and record.eps is not None else "–"
-        source = f"from {record.source}" if record.source else ""
+        source = _source(record)
         linf, l2 = (f"{np.median(d[mask]):.3f}" if mask.any() else "–" for d in (outcomes.linf, outcomes.l2))
         table.add_row(
             record.classifier,
@@ -206,6 +206,13 @@ def details(cells: Sequence[Cell]) -> Table:
             record.status if record.status == "ok" else f"failed: {record.error}",
         )  # fmt: skip
     return table
+
+
+def _source(record: Record) -> str:
+    """What images were made on, with what is known of a net: "from imitation-B, agrees on 94.1 %, 4,800 queries"."""
+    agrees = "" if record.source_agreement is None else f"agrees on {percent(record.source_agreement)}"
+    asked = f"{record.source_queries:,} queries" if record.source_queries else ""
+    return ", ".join(filter(None, (f"from {record.source}" if record.source else "", agrees, asked)))
 
 
 def comparison(first: Sequence[Cell], second: Sequence[Cell]) -> Table:

@@ -117,6 +117,7 @@ def _imitated(defense: Defense, surrogate: nn.Module | None) -> Door:
 
 
 def predictions(logits: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The classes (N,) that a logits callable gives, without a gradient."""
+    """The classes (N,) that a logits callable gives, without a gradient; of several draws, by their mean."""
     with torch.no_grad():
-        return logits(images).argmax(dim=1)
+        scores = logits(images)  # (N, K) or (draws, N, K)
+        return (scores if scores.ndim == 2 else scores.softmax(dim=2).mean(dim=0)).argmax(dim=1)

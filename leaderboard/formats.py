@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from bench import sources
 from bench.protocol import AttackSpec
 from bench.record import Record
 from leaderboard.tables import Estimate
@@ -111,8 +112,9 @@ def attack_name(name: str) -> str:
 
 
 def knowledge(what: AttackSpec | Record) -> str:
-    """The track with what else the attacker knows: "white box, BPDA", "transfer, made on Identity VAE"."""
-    source = f"made on {_SOURCES.get(what.source, words(what.source))}" if what.source else ""
+    """The track with what else the attacker knows: "white box, BPDA", "transfer, made on Identity VAE", "transfer, made
+    on a substitute of the defense, B"."""
+    source = f"made on {_SOURCES.get(what.source) or sources.parse(what.source).words}" if what.source else ""
     return ", ".join(filter(None, (words(what.track), _ROUTES.get(what.route, what.route), source)))
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,12 +22,11 @@ PLANNED: Mapping[str, str] = {
     "latent": "The attacker searches the defense's latent space.",
     "rejection": "The attacker also has to pass the defense's detector.",
 }
-_BLIND = {"clean", "gray_box", "transfer"}  # tracks whose attacker does not know that a defense exists
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Which tracks a protocol measures and which planned ones it lacks; `blind` if no attacker knows the defense."""
+    """Which tracks a protocol measures and which planned ones it lacks; `blind` if no attacker sees the defense."""
 
     measured: tuple[str, ...]
     absent: tuple[str, ...]
@@ -64,6 +63,7 @@ class CellLine:
     backward: float | None = None
     blocked: float | None = None
     error: str = ""
+    source: Mapping[str, object] = field(default_factory=dict)  # what is known of the net that the images were made on
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def facts(protocol: Protocol) -> Facts:
     """The tracks that occur in a protocol, for whatever kind of defense, and those that do not."""
     present = {spec.track for spec in protocol.every_attack}
     measured = tuple(track for track in TRACKS if track in present)
-    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), present <= _BLIND)
+    blind = all(spec.is_shared for spec in protocol.every_attack)
+    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), blind)
 
 
 def efforts(protocol: Protocol) -> list[tuple[str, Protocol]]:
@@ -336,7 +337,14 @@ def _cell_line(cell: Cell, *, is_extra: bool) -> CellLine:
         float(np.median(outcomes.linf[mask])) if attacked else None,
         float(np.median(outcomes.l2[mask])) if attacked else None,
         record.forward_rows / per_image, record.backward_rows / per_image, record.blocked, record.error,
+        _about_source(cell),
     )  # fmt: skip
+
+
+def _about_source(cell: Cell) -> dict[str, object]:
+    record = cell.record
+    known = {"source_agreement": record.source_agreement} if record.source_agreement is not None else {}
+    return {**known, **({"source_queries": record.source_queries} if record.source_queries else {})}
 
 
 def as_csv(board: Board) -> bytes:

@@ -186,7 +186,7 @@ MISTAKES = [
     ("run identity -p digits-v1-quik", "did you mean digits-v1-quick"),
     ("run identity --tracks grey_box", "did you mean gray_box"),
     ("run identity --attacks fgms", "did you mean fgsm"),
-    ("run identity --classifier D", "there are: A, B, C"),
+    ("run identity --classifier Z", "there are: A, B, B_madvae, C"),
     ("run identity --recipe papr", "did you mean paper"),
     ("run identity --device tpu", "--device must be auto, cpu or cuda, got 'tpu'"),
     ("run identity -p mnist-v1-quick", "run `purifybench data fetch mnist`"),

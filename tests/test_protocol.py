@@ -250,8 +250,9 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     assert (spec.norm is None) == (spec.eps is None)
     assert spec.norm in (info.norms or (None,))
     radius = {} if spec.eps is None else {"eps": spec.eps}
-    own = {name: value for name, value in spec.params if name != "eot"}  # eot belongs to the target
-    inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **radius, **own)
+    inspect.signature(attacks.get(spec.attack)).bind(
+        "logits", "images", "labels", draws="draws", **radius, **spec.settings
+    )
     assert (spec.track == "white_box") == (spec.route in protocol.ROUTES)
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade or spec.track == "white_box"
