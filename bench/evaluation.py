@@ -38,7 +38,7 @@ from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
 from bench.substitutes import SourceNet
 
-VERSION = 5  # of the rules in this file; part of every cell's key
+VERSION = 4  # of the rules in this file; part of every cell's key
 LAYOUT = 3  # of a cached chunk of images; part of its key
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
