@@ -75,7 +75,7 @@ def _table(found: Sequence[Line]) -> PaperTable:
         if line is None:
             return None
         own = [text for text in line.caveats if text not in shared] if line.measured else []
-        return Shown(line, tuple(notes.setdefault(text, len(notes) + 1) for text in own))
+        return Shown(line, tuple(sorted(notes.setdefault(text, len(notes) + 1) for text in own)))
 
     rows = [
         PaperRow(next(iter(group.values())).row, tuple(shown(group.get(name)) for name in defenses))

@@ -49,7 +49,7 @@ def comparison(found: Sequence[Line]) -> Iterator[RenderableType]:
         for line in rows:
             own = [text for text in (*line.caveats, *_obstacle(line)) if text not in shared]
             marks = [notes.setdefault(text, len(notes) + 1) for text in own]
-            table.add_row(*_about(line), *_numbers(line), " ".join(map(str, marks)))
+            table.add_row(*_about(line), *_numbers(line), " ".join(map(str, sorted(marks))))
         yield table
         yield from (Text(f"all  {text}", style="dim") for text in shared)
         yield from (Text(f"{number:>3}  {text}", style="dim") for text, number in notes.items())

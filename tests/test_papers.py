@@ -56,7 +56,8 @@ def test_every_attack_that_is_there_takes_its_parameters(spec):
     inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **own)
     assert spec.norm in (catalog.ATTACKS[spec.attack].norms or (None,))
     forward, backward = catalog.ATTACKS[spec.attack].cost(**dict(spec.params))
-    assert forward >= backward >= 0
+    assert forward > 0 or spec.attack == "none"
+    assert backward >= 0
 
 
 @pytest.mark.parametrize("spec", SPECS)
