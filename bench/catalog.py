@@ -137,7 +137,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "https://arxiv.org/abs/1710.06081", cost=_in_steps,
         ),
         "unclipped_step": AttackInfo(
-            "bench.attacks.unclipped_step:unclipped_step", 1, (), "One unclipped step, then rescaled (LQ-VAE's BPDA code)",
+            "bench.attacks.unclipped_step:unclipped_step", 1, (), "One unclipped step, then rescaled (LQ-VAE's code)",
             "https://arxiv.org/abs/1903.09940", cost=lambda **_: (2, 1),
         ),
         "pgd": AttackInfo(
@@ -173,7 +173,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "https://arxiv.org/abs/1608.04644", cost=_carlini_wagner, minimum_norm=True,
         ),
         "single_pixel": AttackInfo(
-            "bench.attacks.single_pixel:single_pixel", 1, (), "One random pixel, labels only (AdverTorch, Ding et al. 2019)",
+            "bench.attacks.single_pixel:single_pixel", 1, (), "One random pixel, labels only (AdverTorch, 2019)",
             "https://arxiv.org/abs/1902.07623", cost=_single_pixel,
         ),
         "square": AttackInfo(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits, PerImage, Watch, look, losses, nearest, where
+from bench.attacks import Attacked, Logits, PerImage, Watch, look, losses, nearest
 from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
 from bench.draws import ImageDraws
 
@@ -42,8 +42,8 @@ def cw_l2(
 
     Deviation: `box="clip"` keeps x' in [0, 1] by clipping it after each step. The paper's substitution x' = (tanh w +
     1) / 2, `box="tanh"`, has a slope of 1e-6 where pixels are 0 or 1, as four fifths of MNIST are, and they hardly move
-    in a few hundred steps; both reach the same distance in thousands. The paper has 10,000 steps of 0.01 from c = 0.001.
-    `abort_early` ends an image's run when a tenth of the steps brings no progress, as the authors' code ends a batch's.
+    in a hundred steps; after thousands both are as near. The paper has 10,000 steps of 0.01 from c = 0.001.
+    `abort_early` ends an image's run when a tenth of the steps brings no progress; the authors' code ends a batch's.
     Deterministic: `draws` is not used. Raises ValueError for eps < 0, searches < 1, steps < 1, learning_rate <= 0,
     constant <= 0, kappa < 0 or another box.
     """

@@ -63,7 +63,7 @@ def i_fgsm(
     fewer steps could not reach the ball's wall (the paper's number of steps leaves the same room). No random start,
     deterministic: `draws` is not used. `one_gradient` repeats a mistake of the VQ-VAE report (steps=9,
     relative_step=0.1): all steps follow the gradient of the clean image. They are then one step of their summed size,
-    FGSM at 0.9 eps, and are computed as such. Raises ValueError for eps < 0, steps < 1, a step <= 0 or both steps given.
+    FGSM at 0.9 eps, and are computed as such. Raises ValueError for eps < 0, steps < 1, a step <= 0 or both steps.
     """
     size = _step_size("i_fgsm", eps, steps, step_size, relative_step)
     return _iterate(logits, images, labels, eps, steps, size, one_gradient, decay=0.0)

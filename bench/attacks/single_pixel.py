@@ -1,4 +1,4 @@
-"""The single pixel attack of AdverTorch (Ding et al. 2019, arXiv:1902.07623): one pixel, black or white, labels only."""
+"""AdverTorch's single pixel attack (Ding et al. 2019, arXiv:1902.07623): one pixel black or white, labels only."""
 
 from __future__ import annotations
 
