@@ -43,7 +43,8 @@ class AttackInfo:
 
     `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
     image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
-    make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball.
+    make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball. One
+    with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it.
     """
 
     function: str
@@ -54,6 +55,7 @@ class AttackInfo:
     cost: Callable[..., tuple[int, int]]
     fixed: Mapping[str, str] = field(default_factory=dict)
     minimum_norm: bool = False
+    random_part: bool = False
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -63,6 +65,11 @@ def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
         return restarts * (steps + 1), restarts * steps
 
     return cost
+
+
+def _in_steps(steps: int = 40, one_gradient: bool = False, **other: object) -> tuple[int, int]:
+    """A look at the start and after each step; all steps along one gradient are computed as one."""
+    return _iterative(1 if one_gradient else steps)()
 
 
 def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
@@ -91,6 +98,22 @@ def _targeted_boundary(steps: int = 100, targets: int = 9, **other: object) -> t
     return 1 + targets * 2 * steps, targets * steps
 
 
+def _deepfool(steps: int = 50, candidates: int = 10, **other: object) -> tuple[int, int]:
+    """A look at the clean image, at each step with a backward pass for each wrong class, and at the result."""
+    return 2 + steps, steps * (candidates - 1)
+
+
+def _carlini_wagner(searches: int = 9, steps: int = 100, **other: object) -> tuple[int, int]:
+    """A look at the clean image, after each step of each search but without a gradient after its last, and at the
+    result."""
+    return 2 + searches * steps, 1 + searches * (steps - 1)
+
+
+def _single_pixel(pixels: int = 100, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then two a pixel."""
+    return 1 + 2 * pixels, 0
+
+
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
     {
         "none": AttackInfo(
@@ -111,6 +134,22 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "fgsm": AttackInfo(
             "bench.attacks.gradient_steps:fgsm", 1, ("linf",), "Fast gradient sign method (Goodfellow et al. 2015)",
             "https://arxiv.org/abs/1412.6572", cost=lambda **_: (2, 1),
+        ),
+        "r_fgsm": AttackInfo(
+            "bench.attacks.gradient_steps:r_fgsm", 1, ("linf",), "FGSM from a random corner (Tramer et al. 2018)",
+            "https://arxiv.org/abs/1705.07204", cost=lambda **_: (2, 1), random_part=True,
+        ),
+        "i_fgsm": AttackInfo(
+            "bench.attacks.gradient_steps:i_fgsm", 1, ("linf",), "FGSM in small steps, BIM (Kurakin et al. 2017)",
+            "https://arxiv.org/abs/1607.02533", cost=_in_steps,
+        ),
+        "mi_fgsm": AttackInfo(
+            "bench.attacks.gradient_steps:mi_fgsm", 1, ("linf",), "I-FGSM with momentum (Dong et al. 2018)",
+            "https://arxiv.org/abs/1710.06081", cost=_in_steps,
+        ),
+        "unclipped_step": AttackInfo(
+            "bench.attacks.unclipped_step:unclipped_step", 1, (), "One unclipped step, then rescaled (LQ-VAE's code)",
+            "https://arxiv.org/abs/1903.09940", cost=lambda **_: (2, 1),
         ),
         "pgd": AttackInfo(
             "bench.attacks.gradient_steps:pgd", 1, ("linf", "l2"), "Projected gradient descent (Madry et al. 2018)",
@@ -135,6 +174,18 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "fab_t": AttackInfo(
             "bench.attacks.fab:fab_t", 1, ("linf", "l2"), "Fast adaptive boundary attack, one class after another",
             "https://arxiv.org/abs/1907.02044", cost=_targeted_boundary, minimum_norm=True,
+        ),
+        "deepfool": AttackInfo(
+            "bench.attacks.deepfool:deepfool", 1, ("l2",), "DeepFool (Moosavi-Dezfooli et al. 2016)",
+            "https://arxiv.org/abs/1511.04599", cost=_deepfool, minimum_norm=True,
+        ),
+        "cw_l2": AttackInfo(
+            "bench.attacks.carlini_wagner:cw_l2", 1, ("l2",), "The L2 attack of Carlini and Wagner (2017)",
+            "https://arxiv.org/abs/1608.04644", cost=_carlini_wagner, minimum_norm=True,
+        ),
+        "single_pixel": AttackInfo(
+            "bench.attacks.single_pixel:single_pixel", 1, (), "One random pixel, labels only (AdverTorch, 2019)",
+            "https://arxiv.org/abs/1902.07623", cost=_single_pixel,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

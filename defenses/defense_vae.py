@@ -101,7 +101,8 @@ class DefenseVAE(VAEPurifier):
         for strength in STRENGTHS:
             by_sign = (gradient_steps.fgsm, partial(gradient_steps.r_fgsm, alpha=0.05))
             jobs += [(partial(f, eps=strength), self._some(images, self.sign_share, generator)) for f in by_sign]
-            cw = partial(carlini_wagner.cw_l2, searches=1, steps=100, learning_rate=40 * strength - 2, constant=100.0)
+            rate = 40 * strength - 2
+            cw = partial(carlini_wagner.cw_l2, searches=1, steps=100, learning_rate=rate, constant=100.0, box="tanh")
             jobs.append((cw, self._some(images, self.cw_share, generator)))
         attacked, clean = [], []
         total = sum(len(rows) for _, rows in jobs)

@@ -42,7 +42,7 @@ def test_r_fgsm_stays_in_its_ball_and_is_fgsm_without_its_random_step(plane, bat
     corner = gradient_steps.r_fgsm(plane, images, labels, eps=0.1, draws=draws(24), alpha=0.1).images - images
     assert torch.allclose(corner.abs(), torch.full_like(corner, 0.1), atol=1e-6), "the noise enters by its sign"
     with pytest.raises(ValueError, match="0 <= alpha <= eps"):
-        gradient_steps.r_fgsm(plane, images, labels, eps=0.01, draws=draws(24))
+        gradient_steps.r_fgsm(plane, images, labels, eps=0.01, draws=draws(24), alpha=0.05)
 
 
 def test_cw_finds_the_distance_to_the_plane(plane, batch):
