@@ -23,7 +23,7 @@ def _params(**given: Value) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(given.items()))
 
 
-_CW = _params(searches=1, steps=100, learning_rate=10.0, constant=100.0, kappa=0.0)  # Defense-GAN's
+_CW = _params(box="tanh", searches=1, steps=100, learning_rate=10.0, constant=100.0, kappa=0.0)  # Defense-GAN's
 _DEEPFOOL = _params(steps=50, overshoot=0.02)  # CleverHans' default
 _PREDICTED = _params(labels="predicted")  # CleverHans attacks away from the class that the net itself predicts
 
@@ -72,7 +72,9 @@ _MAD_VAE = (
     AttackSpec("r_fgsm", "gray_box", "linf", None, _params(alpha=0.05, eps=_EPS, signed=False)),
     AttackSpec(
         "cw_l2", "gray_box", "l2", None, n_examples=100,
-        params=_params(searches=9, steps=1500, learning_rate=0.01, constant=0.001, kappa=10.0),
+        params=_params(
+            box="tanh", abort_early=True, searches=9, steps=1500, learning_rate=0.01, constant=0.001, kappa=10.0
+        ),
     ),
     AttackSpec("mi_fgsm", "gray_box", "linf", _EPS, _params(steps=40, step_size=0.01, decay=1.0)),
     AttackSpec("pgd", "gray_box", "linf", _EPS, NORMAL),

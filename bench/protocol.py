@@ -258,7 +258,9 @@ class Protocol:
 
 
 NORMAL = (("restarts", 1), ("step_size", 0.01), ("steps", 40))  # PGD of the papers
+STEADY = (("step_size", 0.01), ("steps", 40))  # and their I-FGSM and MI-FGSM
 SOURCES = ("identity", "identity_vae", "pgd_training")  # whose white-box images every defense is shown
+SUBSTITUTE = "substitute-B"  # and the net of an attacker who may only ask the classifier
 
 
 def _blind(radii: tuple[float, ...], *, stochastic: bool = False) -> list[AttackSpec]:
@@ -272,9 +274,36 @@ def _blind(radii: tuple[float, ...], *, stochastic: bool = False) -> list[Attack
     return specs
 
 
+def _steps(names: tuple[str, ...], radii: tuple[float, ...]) -> list[AttackSpec]:
+    """The papers' other gradient steps on the classifier alone."""
+    alpha = {eps: (("alpha", min(0.05, eps / 2)),) for eps in radii}
+    params = {"r_fgsm": alpha, "i_fgsm": dict.fromkeys(radii, STEADY), "mi_fgsm": dict.fromkeys(radii, STEADY)}
+    return [AttackSpec(name, "gray_box", "linf", eps, params[name][eps]) for eps in radii for name in names]
+
+
+def _nearest(searches: int, steps: int, source: str = "") -> list[AttackSpec]:
+    """The nearest images that the classifier, or the net `source`, gets wrong, however near or far."""
+    track: Track = "transfer" if source else "gray_box"
+    search = (("kappa", 0.0), ("searches", searches), ("steps", steps))
+    deepfool = AttackSpec("deepfool", track, "l2", source=source)
+    return [deepfool, AttackSpec("cw_l2", track, "l2", params=search, source=source)]
+
+
 def _transfer(sources: tuple[str, ...], radii: tuple[float, ...], steps: int) -> list[AttackSpec]:
     params = (("steps", steps),)
     return [AttackSpec("apgd_margin", "transfer", "linf", eps, params, source=s) for s in sources for eps in radii]
+
+
+def _papers(radii: tuple[float, ...]) -> list[AttackSpec]:
+    """What the papers do with the classifier, and with a substitute of it."""
+    pixel = AttackSpec("single_pixel", "gray_box")
+    known = [*_steps(("r_fgsm", "i_fgsm", "mi_fgsm"), radii), *_nearest(5, 100), pixel]
+    asked = [
+        AttackSpec(name, "transfer", "linf", eps, params, source=SUBSTITUTE)
+        for eps in radii
+        for name, params in (("fgsm", ()), ("pgd", NORMAL))
+    ]
+    return [*known, *asked, *_nearest(5, 100, SUBSTITUTE)]
 
 
 def _cold(radii: tuple[float, ...], steps: int, n: int, routes: tuple[Route, ...]) -> list[AttackSpec]:
@@ -362,7 +391,7 @@ _CLOTH = _Radii((0.01, 0.02, 0.04, 0.06, 0.1, 0.2), (0.25, 0.5, 1.0, 1.5), (0.04
 
 def _full(dataset: str, n_examples: int, r: _Radii, *, ranked: bool) -> Protocol:
     fewer = n_examples // 4
-    blind = [*_blind(r.linf, stochastic=True), *_transfer(SOURCES, r.hard, 40)]
+    blind = [*_blind(r.linf, stochastic=True), *_papers(r.hard), *_transfer(SOURCES, r.hard, 40)]
     random = (*blind, *_checks(r.hard, r.wide, 100, 100, 300, 20), *_random(r.linf, r.hard, r.l2, 100, 20, ROUTES))
     diffusion = (*blind, *_checks(r.hard, r.wide, 50, 32, 100, 10), *_random(r.linf, r.hard, (), 50, 10, ROUTES))
     search = (*blind, *_checks(r.hard, r.wide, 50, 32, 100, 1), *_random(r.linf, r.hard, (), 50, 1, ROUTES))
@@ -371,7 +400,7 @@ def _full(dataset: str, n_examples: int, r: _Radii, *, ranked: bool) -> Protocol
         headline_radii=r.hard,
         purpose="Every threat on every defense, the adaptive ones along three gradients; no latent attacks yet.",
         attacks=(
-            *_blind(r.linf), *_transfer(SOURCES, r.hard, 40), *_cold(r.hard, 100, 200, ROUTES),
+            *_blind(r.linf), *_papers(r.hard), *_transfer(SOURCES, r.hard, 40), *_cold(r.hard, 100, 200, ROUTES),
             *_checks(r.hard, r.wide, 100, 200, 1000, 1), *_cascade(r.linf, r.hard, r.l2, 100),
         ),
         efforts=(
@@ -385,14 +414,16 @@ def _full(dataset: str, n_examples: int, r: _Radii, *, ranked: bool) -> Protocol
 def _quick(dataset: str, r: _Radii) -> Protocol:
     radii = tuple(r.linf[i] for i in (1, 3, 4))
     hard = radii[-1:]
-    blind = [*_blind(radii, stochastic=True), *_transfer(SOURCES[:1], hard, 20)]
+    few = AttackSpec("single_pixel", "gray_box", params=(("pixels", 20),))
+    seen = (*_steps(("r_fgsm", "mi_fgsm"), hard), *_nearest(3, 30), few)
+    blind = [*_blind(radii, stochastic=True), *seen, *_transfer(SOURCES[:1], hard, 20)]
     random = (*blind, *_checks(hard, r.wide, 20, 50, 100, 4), *_random(radii, hard, (), 20, 4, ROUTES[:2]))
     return Protocol(
         id=f"{dataset}-v1-quick", dataset=dataset, n_examples=200, linf_radii=radii, ranked=False,
         headline_radii=tuple(eps for eps in r.hard if eps in radii),
         purpose=f"Smoke test of {dataset}-v1 on 200 images, with 20 steps; never ranked.",
         attacks=(
-            *_blind(radii), *_transfer(SOURCES[:1], hard, 20), *_cold(hard, 20, 100, ROUTES[:2]),
+            *_blind(radii), *seen, *_transfer(SOURCES[:1], hard, 20), *_cold(hard, 20, 100, ROUTES[:2]),
             *_checks(hard, r.wide, 20, 100, 200, 1), *_cascade(radii, (), (), 20),
         ),
         efforts=(
