@@ -20,7 +20,7 @@ from bench.progress import Progress
 
 N = int(os.environ.get("PURIFYBENCH_TIMED_IMAGES", "64"))
 SEARCHES, STEPS, RATE, CONSTANT = 5, 50, 0.05, 1.0
-ROUNDS = 3
+ROUNDS = int(os.environ.get("PURIFYBENCH_TIMED_ROUNDS", "3"))
 Batch = tuple[nn.Module, Tensor, Tensor]
 
 
