@@ -177,6 +177,9 @@ def reproduce(
     name: Annotated[
         str | None, typer.Argument(help="A paper or one of its tables; none lists all.", autocompletion=_complete_paper)
     ] = None,
+    defenses: Annotated[
+        list[str] | None, typer.Option(help="Measure only these, by our names.", autocompletion=_complete_defense)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images: a look.", min=1)] = None,
     recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
     device: Device = "auto",
@@ -195,6 +198,7 @@ def reproduce(
 
         purifybench reproduce
         purifybench reproduce vq-vae/fig10-fgsm --limit 100 --data-root DIR
+        purifybench reproduce mad-vae --defenses identity
         purifybench reproduce mad-vae --dry-run --csv mad-vae.csv
     """
     from bench.record import Store
@@ -203,12 +207,15 @@ def reproduce(
 
     rows = reported.reported() if name is None else reproduction.chosen(name)
     here = reproduction.installed()
+    only = {plugins.slug(one) for one in _split(defenses)} or here.defenses
+    for one in only - here.defenses:
+        raise unknown("defense", one, here.defenses, see="purifybench list defenses")
 
     def compared() -> tuple[reproduction.Line, ...]:
         return reproduction.lines(rows, reproduction.stored(Store(records), limit), limit, here)
 
     if name is not None:
-        failed = _answer(reproduction.asks(compared(), here), limit, recipe, device, records, data_root, dry_run)
+        failed = _answer(reproduction.asks(compared(), here, only), limit, recipe, device, records, data_root, dry_run)
     found = compared()
     _print(*(terminal.overview(found) if name is None else terminal.comparison(found)))
     if out is not None:

@@ -35,7 +35,7 @@ def _environment() -> Environment:
         autoescape=True, undefined=StrictUndefined, loader=loader, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update({function.__name__: function for function in _FILTERS})
-    environment.filters["drawn"] = _drawn
+    environment.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper}
     environment.globals |= {"baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS}
     return environment
 
@@ -78,6 +78,11 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
+def repeats_paper(board: Board) -> bool:
+    """Whether the board's numbers stand beside printed ones on the page "Papers"."""
+    return board.id.partition("+")[0] in papers.PROTOCOLS
+
+
 def _prominence(board: Board) -> tuple[object, ...]:
     """The order of boards: known before unknown, papers' evaluations behind the others, full before quick and limited,
     ranked before draft, then by name."""
@@ -86,8 +91,7 @@ def _prominence(board: Board) -> tuple[object, ...]:
         return (True, board.id)
     place = _DATASETS.index(protocol.dataset) if protocol.dataset in _DATASETS else len(_DATASETS)
     is_small = ("+limit" in board.id, "-quick" in board.id)
-    is_a_papers = board.id.partition("+")[0] in papers.PROTOCOLS
-    return (False, is_a_papers, *is_small, not protocol.ranked, protocol.is_draft, place, board.id)
+    return (False, repeats_paper(board), *is_small, not protocol.ranked, protocol.is_draft, place, board.id)
 
 
 def _facts(board: Board) -> dict[str, object]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -207,13 +207,13 @@ class Ask:
     attacks: tuple[str, ...]
 
 
-def asks(found: Iterable[Line], here: Installed) -> tuple[Ask, ...]:
-    """What would have to be run for these lines, as far as this installation can; also what the records hold already,
-    since only a run knows whether that still is what it was."""
+def asks(found: Iterable[Line], here: Installed, only: Collection[str]) -> tuple[Ask, ...]:
+    """What would have to be run for these lines on the defenses `only`, as far as this installation can; also what the
+    records hold already, since only a run knows whether that still is what it was."""
     wanted: dict[tuple[str, Track], list[tuple[str, str, str]]] = {}
     for line in found:
         answer = line.counterpart
-        if answer is None or here.lacks(answer):
+        if answer is None or here.lacks(answer) or answer.defense not in only:
             continue
         named = (answer.defense, answer.classifier, answer.spec.attack)
         wanted.setdefault((answer.protocol, answer.spec.track), []).append(named)

@@ -201,6 +201,7 @@ MISTAKES = [
     ("data fetch digits", "nothing to fetch"),
     ("data fetch mnist --url not-an-address", "give a mirror of the four .gz with --url"),
     ("site build --records empty", "purifybench run"),
+    ("reproduce lq-vae --defenses identty", "did you mean .*identity"),
     ("reproduce lqvae", "did you mean lq-vae"),
     ("reproduce mad-vae/table1", "did you mean .*mad-vae/table1-white-box"),
     ("reproduce lq-vae/white-box/MNIST --recipe papr", "did you mean paper"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,12 @@ def length(change: Tensor) -> Tensor:
 
 
 class Planes(nn.Module):
-    """Linear logits of 5 classes in float64, through the middle of the box."""
+    """Linear logits in float64, through the middle of the box."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 5) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(5)
-        self.weight = torch.randn(5, 64, generator=generator, dtype=torch.float64)
+        self.weight = torch.randn(classes, 64, generator=generator, dtype=torch.float64)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.flatten(1) - 0.5) @ self.weight.T
@@ -56,7 +58,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Half of the pixels near the middle, where no wall is in the way; the others of the test are made from them."""
+    """Pixels near the middle, where no wall of the box is in the way."""
     generator = torch.Generator().manual_seed(1)
     return 0.4 + 0.2 * torch.rand(40, 1, 8, 8, generator=generator, dtype=torch.float64)
 
@@ -80,6 +82,7 @@ def test_on_a_linear_model_of_two_classes_steps_reach_the_corner_of_the_ball(nam
 
 @pytest.mark.parametrize("name", SIGNED)
 def test_one_gradient_is_fgsm_at_nine_tenths_of_eps(name, net, images):
+    net, images = copy.deepcopy(net).float(), images.float()
     labels = threat.predictions(net, images)
     for eps in (0.001, 0.2, 0.3):
         target = threat.gray_box(net)
@@ -90,7 +93,7 @@ def test_one_gradient_is_fgsm_at_nine_tenths_of_eps(name, net, images):
         assert catalog.ATTACKS[name].cost(**report) == (2, 1)
         step_by_step = attack(name, lambda x: Tangent.apply(x, net, images), images, labels, eps=eps,
                               steps=9, relative_step=0.1)  # fmt: skip
-        assert torch.allclose(found, step_by_step.images)
+        assert torch.allclose(found, step_by_step.images, atol=1e-6)
 
 
 class Tangent(torch.autograd.Function):
@@ -139,7 +142,8 @@ WRONG = [
     ("i_fgsm", {"eps": -0.1}), ("i_fgsm", {"eps": 0.1, "step_size": 0.01, "relative_step": 0.1}),
     ("mi_fgsm", {"eps": 0.1, "decay": -1.0}), ("mi_fgsm", {"eps": 0.1, "relative_step": 0.0}),
     ("r_fgsm", {"eps": 0.1, "alpha": 0.2}), ("unclipped_step", {"step_size": 0.0}), ("deepfool", {"candidates": 1}),
-    ("deepfool", {"eps": -1.0}), ("cw_l2", {"searches": 0}), ("cw_l2", {"box": "sine"}), ("single_pixel", {"pixels": 0}),
+    ("deepfool", {"eps": -1.0}), ("cw_l2", {"searches": 0}), ("cw_l2", {"box": "sine"}),
+    ("single_pixel", {"pixels": 0}),
 ]  # fmt: skip
 
 
@@ -173,7 +177,7 @@ def test_the_unclipped_step_spans_the_box_for_each_image_by_itself(net, images):
     assert torch.equal(found.flatten(1).amin(dim=1), torch.zeros(40, dtype=found.dtype))
     assert torch.equal(found.flatten(1).amax(dim=1), torch.ones(40, dtype=found.dtype))
     grey = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
-    still = attack("unclipped_step", lambda x: x.flatten(1)[:, :3] * 0, grey, labels[:2])
+    still = attack("unclipped_step", lambda x: x.flatten(1)[:, :3] * 0, grey, 0 * labels[:2])
     assert torch.equal(still.images, grey) and bool((still.blocked == 1).all())
 
 
@@ -185,15 +189,17 @@ FINE = {
 }
 
 
-@pytest.mark.parametrize("name", NEAREST)
-def test_linear_borders_are_found_at_their_distance(name, images):
-    model = Planes()
+@pytest.mark.parametrize("name, classes", [("deepfool", 2), ("deepfool", 5), ("cw_l2", 2)])
+def test_linear_borders_are_found_at_their_distance(name, classes, images):
+    """With more classes CW follows the likeliest wrong one, whose border need not be the nearest."""
+    model, spread = Planes(classes), 3 * (images - 0.5) + 0.5
+    images = spread[model.distance(spread) > 0.03]
     labels, true = threat.predictions(model, images), model.distance(images)
-    assert float(true.max()) < 0.4 * 8 / 2 and float(true.min()) > 0  # no wall is near
+    assert len(images) > 10 and float(true.max()) < 0.6
     found = attack(name, model, images, labels, **FINE[name])
     assert bool(found.broken.all()) and bool((threat.predictions(model, found.images) != labels).all())
     reached = length(found.images - images)
-    assert bool((reached >= true).all()) and bool((reached <= 1.01 * true + 2e-4).all())
+    assert bool((reached >= true).all()) and bool((reached <= 1.01 * true).all())
 
 
 @pytest.mark.parametrize("name", NEAREST)
@@ -294,14 +300,14 @@ def test_carlini_wagner_gets_nearer_with_searches_and_keeps_its_margin(box, net,
     assert bool(found.broken.all()) and bool((others - scores.gather(1, labels[:, None])[:, 0] >= 1.0).all())
 
 
-def test_carlini_wagner_moves_pixels_at_the_walls_within_a_hundred_steps(net, images):
+def test_carlini_wagner_moves_pixels_at_the_walls_within_a_few_steps(net, images):
+    """The substitution of the paper needs a hundred steps of 0.05 to bring such a pixel to a tenth."""
     hard = images.round()
     labels = threat.predictions(net, hard)
-    clip, tanh = (attack("cw_l2", net, hard, labels, box=box, searches=4) for box in ("clip", "tanh"))
+    clip, tanh = (attack("cw_l2", net, hard, labels, box=box, searches=4, steps=25) for box in ("clip", "tanh"))
     moved = (clip.images - hard).abs() > 1e-3
     assert bool(clip.broken.all()) and float(moved.double().mean()) > 0.3
-    far = torch.where(tanh.broken, length(tanh.images - hard), torch.inf)
-    assert float(length(clip.images - hard).median()) < 0.8 * float(far.median())
+    assert not bool(tanh.broken.any())
 
 
 def test_carlini_wagner_aborts_each_image_for_itself(net, images):
@@ -319,11 +325,11 @@ def test_carlini_wagner_aborts_each_image_for_itself(net, images):
 
 def test_a_single_pixel_changes_one_pixel_in_all_channels_and_uses_only_labels():
     generator = torch.Generator().manual_seed(3)
-    images = 0.3 + 0.4 * torch.rand(60, 3, 6, 5, generator=generator)
+    images = torch.rand(60, 3, 6, 5, generator=generator)
     weight = torch.randn(4, 90, generator=generator)
-    logits = lambda x: x.flatten(1) @ weight.T  # noqa: E731
+    logits = lambda x: (x.flatten(1) - 0.5) @ weight.T  # noqa: E731
     labels = threat.predictions(logits, images)
-    found = attack("single_pixel", logits, images, labels)
+    found = attack("single_pixel", logits, images, labels, pixels=8)
     assert 5 < int(found.broken.sum()) < 55
     assert torch.equal(found.broken, threat.predictions(logits, found.images) != labels)
     changed = (found.images != images).any(dim=1).flatten(1).sum(dim=1)
@@ -331,7 +337,7 @@ def test_a_single_pixel_changes_one_pixel_in_all_channels_and_uses_only_labels()
     pixels = found.images[(found.images != images)]
     assert bool(((pixels == 0) | (pixels == 1)).all())
     for others in (lambda x: 1e6 * logits(x) - 3, lambda x: torch.eye(4)[logits(x).argmax(dim=1)]):
-        again = attack("single_pixel", others, images, labels)
+        again = attack("single_pixel", others, images, labels, pixels=8)
         assert torch.equal(again.images, found.images) and torch.equal(again.losses, found.losses)
 
 

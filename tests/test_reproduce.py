@@ -188,13 +188,15 @@ def test_installed_looks_at_this_installation():
 
 def test_what_is_asked_for_is_each_cell_once_and_the_bare_classifier_where_the_metric_needs_it():
     found = reproduce.lines(reproduce.chosen(TABLE2), [], here=EVERYTHING)
-    clean, attacked = reproduce.asks(found, EVERYTHING)
+    clean, attacked = reproduce.asks(found, EVERYTHING, EVERYTHING.defenses)
     nets = ("A", "B_madvae", "C", "D_madvae", "E")
     assert (clean.track, clean.defenses, clean.classifiers, clean.attacks) == ("clean", ("identity",), nets, ("none",))
     assert (attacked.track, attacked.classifiers, attacked.attacks) == ("gray_box", nets, ("fgsm",))
     assert attacked.defenses[:2] == ("identity", "defense_vae") and len(attacked.defenses) == 5
     nobody = Installed(frozenset())
-    assert reproduce.asks(found, nobody) == ()
+    assert reproduce.asks(found, nobody, EVERYTHING.defenses) == ()
+    clean, attacked = reproduce.asks(found, EVERYTHING, {"defense_vae"})
+    assert (clean.defenses, attacked.defenses) == (("identity",), ("defense_vae",)), "agreement needs the bare one, too"
 
 
 # ---------------------------------------------------------------------------------------------- on paper

@@ -1,4 +1,4 @@
-"""Attacks that make training pairs and are no cells yet: R-FGSM and the smallest L2 change of Carlini and Wagner."""
+"""Attacks that make training pairs: R-FGSM and the smallest L2 change of Carlini and Wagner."""
 
 from __future__ import annotations
 
