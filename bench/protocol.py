@@ -276,9 +276,11 @@ def _blind(radii: tuple[float, ...], *, stochastic: bool = False) -> list[Attack
 
 def _steps(names: tuple[str, ...], radii: tuple[float, ...]) -> list[AttackSpec]:
     """The papers' other gradient steps on the classifier alone."""
-    alpha = {eps: (("alpha", min(0.05, eps / 2)),) for eps in radii}
-    params = {"r_fgsm": alpha, "i_fgsm": dict.fromkeys(radii, STEADY), "mi_fgsm": dict.fromkeys(radii, STEADY)}
-    return [AttackSpec(name, "gray_box", "linf", eps, params[name][eps]) for eps in radii for name in names]
+    specs = []
+    for eps in radii:
+        params = {"r_fgsm": (("alpha", min(0.05, eps / 2)),), "i_fgsm": STEADY, "mi_fgsm": STEADY}
+        specs += [AttackSpec(name, "gray_box", "linf", eps, params[name]) for name in names]
+    return specs
 
 
 def _nearest(searches: int, steps: int, source: str = "") -> list[AttackSpec]:
