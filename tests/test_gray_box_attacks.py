@@ -320,6 +320,22 @@ def test_carlini_wagner_aborts_each_image_for_itself(net, images):
     assert torch.allclose(alone.images[0], found.images[3])
 
 
+@pytest.mark.parametrize("name", NEAREST)
+def test_with_draws_no_image_leaves_and_equal_draws_are_the_model(name, net, images):
+    labels = threat.predictions(net, images)
+    sizes = []
+
+    def drawn(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return torch.stack([net(x)] * 3)
+
+    few = {"steps": 20, **({"abort_early": True} if name == "cw_l2" else {})}
+    found = attack(name, drawn, images, labels, **few)
+    assert set(sizes) == {40} and not bool(found.broken.any())
+    plain = attack(name, net, images, labels, steps=20)
+    assert torch.allclose(found.images, plain.images) and torch.equal(found.step_of_success, plain.step_of_success)
+
+
 # ---------------------------------------------------------------------------------------------- a single pixel
 
 

@@ -38,7 +38,8 @@ def cw_l2(
     in all. The loss is in differences of logits, so a shift of all logits changes nothing. An image that is wrong from
     the start is returned as it is. With `eps` the result is projected to the L2 ball of that radius. What is returned
     is looked at once more: `broken` and `step_of_success` (counted over all searches) mean that image; `losses` are the
-    margins of the last search, and at the end. With draws (draws, N, K) margins are means over draws.
+    margins of the last search, and at the end. With draws (draws, N, K) margins are means over draws, no image leaves
+    the batch and nothing counts as broken.
 
     Deviation: `box="clip"` keeps x' in [0, 1] by clipping it after each step. The paper's substitution x' = (tanh w +
     1) / 2, `box="tanh"`, has a slope of 1e-6 where pixels are 0 or 1, as four fifths of MNIST are, and they hardly move
@@ -67,9 +68,9 @@ def cw_l2(
     for search in range(searches):
         broke = clean.broken.clone()
         s = _Run(everyone, images, labels, c, start, images, clean.loss, clean.gradient, zero, zero, high)
-        s = s.rows(~clean.broken)
+        s = s.rows(~clean.broken | (not clean.certain))
         for step in range(1, steps + 1):
-            if abort_early and (step - 1) % max(steps // 10, 1) == 0:
+            if abort_early and clean.certain and (step - 1) % max(steps // 10, 1) == 0:
                 s = s.those_that_progress(kappa)
             if not len(s.row):
                 break

@@ -43,7 +43,8 @@ def deepfool(
     clipped to [0, 1]. An image leaves as soon as it is broken, by more than a tie. With `eps` the result is projected
     to the ball of that radius, broken or not. What is returned is looked at once more: `broken` and `step_of_success`
     mean that image, `losses` are the margins before each step and at the end. With draws (draws, N, K) gaps are means
-    over draws, a majority of draws ends the search, and nothing counts as broken.
+    over draws, a majority of draws ends an image's search, but it stays in the batch, so that
+    what the others draw does not depend on it; nothing counts as broken.
 
     Deviations: the sum is clipped to [0, 1] at each step, as what lies outside leads nowhere, and the labels, not the
     predictions, say what is wrong. A step costs a look and a backward pass for each wrong class; where images have left
@@ -65,17 +66,18 @@ def deepfool(
             break
         seen = _Borders(logits, s)
         curve[step:, s.row] = seen.loss
-        found[s.row], success[s.row[seen.broken]] = s.current, step
-        left = ~seen.broken
-        s, row, broken = s.rows(left), s.row, seen.broken
-        if int(broken.sum()) * aims.shape[1] > len(s.row) > 0:
+        new = success[s.row] < 0
+        found[s.row[new]], success[s.row[new & seen.broken]] = s.current[new], step
+        left = ~seen.broken | (not seen.certain)
+        s, row, broken, leading = s.rows(left), s.row, seen.broken, left
+        if int((~left).sum()) * aims.shape[1] > len(s.row) > 0:
             seen, left = _Borders(logits, s), torch.ones_like(s.row, dtype=torch.bool)
         if len(s.row):
             normals = seen.normals()[left]  # (N, J, C, H, W)
-            blocked = torch.zeros_like(broken).masked_scatter(~broken, is_blocked(normals))
-            watch.note(row, broken, blocked)
+            watch.note(row, broken, torch.zeros_like(broken).masked_scatter(leading, is_blocked(normals)))
             s.advance(seen.gaps[left], normals, overshoot)
-    found[s.row] = s.current
+    new = success[s.row] < 0
+    found[s.row[new]] = s.current[new]
     return nearest.settled(logits, images, labels, found, curve, success, watch, eps)
 
 
@@ -112,8 +114,9 @@ class _Borders:
         self.loss = losses.mean_over_draws(losses.margin(scores.detach(), s.labels))
         lost = ~self.loss.isfinite()
         self.loss = torch.where(lost, torch.inf, self.loss)
+        self.certain = scores.ndim == 2
         wrong = losses.is_broken(scores.detach(), s.labels)
-        self.broken = (wrong & (self.loss > 0) if scores.ndim == 2 else wrong) | lost
+        self.broken = (wrong & (self.loss > 0) if self.certain else wrong) | lost
 
     def normals(self) -> Tensor:
         """The gradients of the gaps, (N, J, C, H, W), as they are."""

@@ -80,7 +80,7 @@ def contest(attack: str) -> dict[str, Callable[[nn.Module, Tensor, Tensor], Tens
             "adv-lib": adv_libs("df", steps=50, overshoot=0.02),
         }
     own = {"searches": SEARCHES, "steps": STEPS, "learning_rate": RATE, "constant": CONSTANT}
-    theirs = {"binary_search_steps": SEARCHES, "initial_const": CONSTANT}
+    theirs = {"binary_search_steps": SEARCHES, "initial_const": CONSTANT, "abort_early": False}
     return {
         "ours": ours("cw_l2", **own),
         "ours, tanh": ours("cw_l2", **own, box="tanh"),
