@@ -258,16 +258,11 @@ class _Desk:
     def work(self, spec: AttackSpec, sources: Sources) -> Work:
         """The next cell's work, given the cells finished so far."""
         mask = wanted(self.subject, self.view, spec, self.cells)
-        return Work(
-            self.subject,
-            self.view,
-            spec,
-            mask,
-            (self.imitations if spec.imitates_defense else sources).get(spec.source),
-        )
+        known: Sources = self.imitations if spec.imitates_defense else sources
+        return Work(self.subject, self.view, spec, mask, known.get(spec.source))
 
     def prepare(self, work: Work, sources: Sources, dataset: Dataset, progress: Progress) -> Work:
-        """The same work with the nets that its attacker trains on what this defense answers."""
+        """The same work with the net that its attacker trains on what this defense answers, where there is one."""
         spec = work.spec
         if spec.route == "surrogate" and work.subject.surrogate is None:
             self.subject = _with_surrogate(self.subject, dataset, progress)
