@@ -260,7 +260,7 @@ class Protocol:
 NORMAL = (("restarts", 1), ("step_size", 0.01), ("steps", 40))  # PGD of the papers
 STEADY = (("step_size", 0.01), ("steps", 40))  # and their I-FGSM and MI-FGSM
 SOURCES = ("identity", "identity_vae", "pgd_training")  # whose white-box images every defense is shown
-SUBSTITUTE = "substitute-B"  # and the net of an attacker who may only ask the classifier
+NETS = ("classifier-B", "substitute-B")  # of attackers who have the training data, or may only ask for labels
 
 
 def _blind(radii: tuple[float, ...], *, stochastic: bool = False) -> list[AttackSpec]:
@@ -297,15 +297,15 @@ def _transfer(sources: tuple[str, ...], radii: tuple[float, ...], steps: int) ->
 
 
 def _papers(radii: tuple[float, ...]) -> list[AttackSpec]:
-    """What the papers do with the classifier, and with a substitute of it."""
+    """What the papers do with the classifier, and with nets in its place."""
     pixel = AttackSpec("single_pixel", "gray_box")
-    known = [*_steps(("r_fgsm", "i_fgsm", "mi_fgsm"), radii), *_nearest(5, 100), pixel]
-    asked = [
-        AttackSpec(name, "transfer", "linf", eps, params, source=SUBSTITUTE)
-        for eps in radii
-        for name, params in (("fgsm", ()), ("pgd", NORMAL))
-    ]
-    return [*known, *asked, *_nearest(5, 100, SUBSTITUTE)]
+    specs = [*_steps(("r_fgsm", "i_fgsm", "mi_fgsm"), radii), *_nearest(5, 100), pixel]
+    for net in NETS:
+        for eps in radii:
+            specs.append(AttackSpec("fgsm", "transfer", "linf", eps, source=net))
+            specs.append(AttackSpec("pgd", "transfer", "linf", eps, NORMAL, source=net))
+        specs += _nearest(5, 100, net)
+    return specs
 
 
 def _cold(radii: tuple[float, ...], steps: int, n: int, routes: tuple[Route, ...]) -> list[AttackSpec]:

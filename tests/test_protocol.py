@@ -308,11 +308,11 @@ def test_a_limited_id_names_the_limited_protocol():
 # ---------------------------------------------------------------------------------------------- published
 
 PUBLISHED = {
-    "digits-v1": "42e9ef1c32a7dec729a462317580080e2e0ceccc6c3469856c9065b01aa59bd0",
+    "digits-v1": "ba1c5c2b4ac1e3ac3d4d2437573ff4ff8b1b24a7945ac9c5a71056c8a9904536",
     "digits-v1-quick": "03fbb8df5a7479c7f0c98ac9d43c037f6baf2afdeec0f129eb879f416f2e1592",
-    "mnist-v1": "a51dc6e8140a0be9f2168f972dda439f8d23112b1b9c0fd17c9b92c09bcb90b2",
+    "mnist-v1": "e7d811bde8a2ecc249694442fbe3035ca58e210307bc8b4d2ffee967fa0a6abe",
     "mnist-v1-quick": "bad860980ffc483769591bc5e0065be3fd63894bf74a33e49c1dada9d342f0c1",
-    "fmnist-v1": "ac9cd73a9ed05ad78798916c61e180400015136ca7749fc3a3bad7811806d7c7",
+    "fmnist-v1": "e5ad9256fee9cddcbe3eba7af03dcce2cb1456b1debe1068701047857053d70c",
     "fmnist-v1-quick": "393437399ef29150c5d34a06e703944476ba55b6c4e7f01a2c0f70431283ae4e",
     "papers-v1-lq-vae-mnist": "adb9c9a473e04ea5292a7d6e8f6d98ed3273fc9f321075db41bcb767115dbf63",
     "papers-v1-lq-vae-fmnist": "bd97cd584ff275168cc5398a6f7762ab589e678994a835d17e2976583e176362",
