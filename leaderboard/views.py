@@ -202,7 +202,8 @@ def defense_chart(row: Row, board: Board, name: str) -> Chart | None:
 
 
 def _attack_lines(row: Row, clean: float) -> list[Line]:
-    """Of every track and route the strongest attack's own accuracy by radius, from independent runs, over all seeds.
+    """Of every track and route the strongest attack's own accuracy by radius, from independent runs, over all seeds;
+    of those with cells at every radius where there are any.
 
     An attack with cells at some radii only gets markers: a line would claim what lies between.
     """
@@ -215,7 +216,7 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
                 (knowledge(replace(record.spec, source="")), record.source, record.attack), {}
             )
             points.setdefault(record.eps or 0, []).append(cell)
-    strongest: dict[str, tuple[float, Line]] = {}
+    strongest: dict[str, tuple[tuple[bool, float], Line]] = {}
     for (kind, _, attack), points in sorted(by_attack.items()):
         largest = [_on_most_images(points[eps]) for eps in sorted(points)]
         means = [float(np.mean([cell.outcomes.accuracy for cell in cells])) for cells in largest]
@@ -225,8 +226,9 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
         whole = len(points) == len(radii)
         x, y = (0.0, *sorted(points)), (clean, *means)
         line = Line(f"{attack_name(attack)} ({known}{few})", x[not whole :], y[not whole :], width=1.3, joined=whole)
-        if kind not in strongest or means[-1] < strongest[kind][0]:
-            strongest[kind] = (means[-1], line)
+        order = (not whole, means[-1])
+        if kind not in strongest or order < strongest[kind][0]:
+            strongest[kind] = (order, line)
     colours = {kind: 2 + k % (SERIES - 1) for k, kind in enumerate(sorted(set(strongest) - {"clean"}))}
     return [
         replace(line, colour=colours.get(kind, BASELINE_COLOUR), dash=0 if kind in colours else 2)
