@@ -8,6 +8,7 @@ import inspect
 
 import pytest
 import torch
+from fakes import random_net
 from torch import Tensor, nn
 
 from bench import attacks, autoattack, catalog, threat
@@ -36,12 +37,8 @@ def attack(name: str, logits, images: Tensor, labels: Tensor, **params) -> attac
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    """A small smooth net in float64, so that the size of a batch leaves no trace in the last digits."""
-    generator = torch.Generator().manual_seed(0)
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.Tanh(), nn.Linear(20, 6)).double().eval()
-    for parameter in layers.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 3
-    return layers.requires_grad_(False)
+    """A small smooth net."""
+    return random_net(36, 20, nn.Tanh())
 
 
 @pytest.fixture(scope="module")

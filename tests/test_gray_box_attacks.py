@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from fakes import random_net
 from torch import Tensor, nn
 
 from bench import attacks, catalog, threat
@@ -48,12 +49,8 @@ class Planes(nn.Module):
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    """A small net with kinks in float64."""
-    generator = torch.Generator().manual_seed(0)
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 6)).double().eval()
-    for parameter in layers.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 3
-    return layers.requires_grad_(False)
+    """A small net with kinks."""
+    return random_net(64, 30, nn.ReLU())
 
 
 @pytest.fixture(scope="module")
