@@ -265,8 +265,11 @@ def test_an_estimate_trains_and_writes_nothing(command, tmp_path):
     status, out, _ = command("run", "identity", "kmeans", "-p", PROTOCOL, "--limit", "32", "--estimate")
     assert status == 0
     text = " ".join(out.split())
-    # on 32 images: FGSM and PGD-40 at three radii, Auto-PGD of 20 steps on another defense
-    assert f"{(3 * (2 + 41) + 21) * 32:,} forward, {(3 * (1 + 40) + 20) * 32:,} backward rows, once" in text
+    # on 32 images: FGSM and PGD-40 at three radii, Auto-PGD of 20 steps on another defense; R-FGSM, MI-FGSM, DeepFool
+    # in at most 50 steps with 9 gradients each, CW in 3 searches of 30, 20 pixels
+    forward, backward = 3 * (2 + 41) + 21, 3 * (1 + 40) + 20
+    forward, backward = forward + 2 + 41 + (2 + 50) + (2 + 90) + 41, backward + 1 + 40 + 50 * 9 + (1 + 3 * 29)
+    assert f"{forward * 32:,} forward, {backward * 32:,} backward rows, once" in text
     # one step, 4 cold runs of 20 steps, one of 40, 2 in a wide ball, 200 queries; a cascade of 3 attacks at 3 radii
     forward, backward = 2 + 4 * 21 + 41 + 2 * 21 + 201 + 9 * 21, 1 + 4 * 20 + 40 + 2 * 20 + 9 * 20
     assert text.count(f"at most {forward * 32:,} forward and {backward * 32:,} backward rows of attackers") == 2

@@ -18,8 +18,9 @@ from defenses.identity_vae import IdentityVAE, SampledIdentityVAE
 
 
 def _small(attacks: Sequence[protocol.AttackSpec]) -> tuple[protocol.AttackSpec, ...]:
-    """Without the cascade, on which no verdict rests, and the smaller radii, at which nothing else is made."""
-    return tuple(spec for spec in attacks if not spec.cascade and spec.eps in (None, 0.3, 0.5))
+    """Without the cascade and attacks that have no radius, on which no verdict rests, and the smaller radii."""
+    controls = [spec for spec in attacks if spec.track == "clean" and spec.eps is None]
+    return (*controls, *(spec for spec in attacks if not spec.cascade and spec.eps in (0.3, 0.5)))
 
 
 QUICK = protocol.get("digits-v1-quick").limited(64)
