@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Generator, Tensor, nn
 
 from bench import training
-from bench.attacks import Attacked, carlini_wagner, gradient_steps
 from bench.data import Dataset
-from bench.draws import ImageDraws
 from bench.progress import Progress
+from defenses.pairs import Job, attacked_pairs
 from defenses.vae import ConvVAE, VAEPurifier, sample
 
 STRENGTHS = (0.2, 0.25, 0.3, 0.35)  # eps of FGSM and R-FGSM; for CW it stands for a learning rate of 6, 8, 10, 12
-CHUNK = 256
+
+
+def attack_jobs(sign_share: float, cw_share: float) -> tuple[Job, ...]:
+    """The attacks that Defense-VAE learns from: each strength of FGSM and R-FGSM on the one share of the training
+    images, of CW on the other."""
+    once: dict[str, float | str] = {"searches": 1, "steps": 100, "constant": 100.0, "box": "tanh"}
+    jobs = []
+    for strength in STRENGTHS:
+        jobs.append(Job("fgsm", {"eps": strength}, sign_share))
+        jobs.append(Job("r_fgsm", {"eps": strength, "alpha": 0.05}, sign_share))
+        jobs.append(Job("cw_l2", {**once, "learning_rate": 40 * strength - 2}, cw_share))
+    return tuple(jobs)
 
 
 class DefenseVAE(VAEPurifier):
@@ -63,16 +70,14 @@ class DefenseVAE(VAEPurifier):
     ) -> None:
         """`sign_share` and `cw_share`: the share of the training images that each strength of FGSM and R-FGSM, and of
         CW, is run on. Raises ValueError unless they lie in (0, 1]."""
-        if not (0 < sign_share <= 1 and 0 < cw_share <= 1):
-            raise ValueError(f"Defense-VAE needs shares in (0, 1], got {sign_share} and {cw_share}")
         super().__init__(classifier, ConvVAE(shape, width, latent))
-        self.sign_share, self.cw_share, self.kl_weight = sign_share, cw_share, kl_weight
+        self.jobs, self.kl_weight = attack_jobs(sign_share, cw_share), kl_weight
         self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
         self.minimum_steps, self.decay = minimum_steps, decay
 
     def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
         """Attack the training images, then train on the pairs."""
-        attacked, clean = self._pairs(data.train.images, generator, progress, data.name)
+        pairs = attacked_pairs(self.classifier, data, self.jobs, progress, labels="predicted")
 
         def batch_loss(attacked: Tensor, clean: Tensor) -> Tensor:
             mean, log_variance = self.vae.posterior(attacked)
@@ -84,7 +89,7 @@ class DefenseVAE(VAEPurifier):
         training.train(
             self.vae,
             batch_loss,
-            (attacked, clean),
+            (pairs.attacked, data.train.images[pairs.rows]),
             optimizer=torch.optim.Adam(self.vae.parameters(), lr=self.learning_rate),
             epochs=self.epochs,
             minimum_steps=self.minimum_steps,
@@ -94,31 +99,3 @@ class DefenseVAE(VAEPurifier):
             progress=progress,
             label=f"training Defense-VAE on {data.name}",
         )
-
-    def _pairs(self, images: Tensor, generator: Generator, progress: Progress, dataset: str) -> tuple[Tensor, Tensor]:
-        """Attacked images and the clean ones they were made of, each (pairs, C, H, W)."""
-        jobs: list[tuple[Callable[..., Attacked], Tensor]] = []
-        for strength in STRENGTHS:
-            by_sign = (gradient_steps.fgsm, partial(gradient_steps.r_fgsm, alpha=0.05))
-            jobs += [(partial(f, eps=strength), self._some(images, self.sign_share, generator)) for f in by_sign]
-            rate = 40 * strength - 2
-            cw = partial(carlini_wagner.cw_l2, searches=1, steps=100, learning_rate=rate, constant=100.0, box="tanh")
-            jobs.append((cw, self._some(images, self.cw_share, generator)))
-        attacked, clean = [], []
-        total = sum(len(rows) for _, rows in jobs)
-        with progress.task(f"attacking {dataset} for Defense-VAE", total=total) as advance:
-            for attack, rows in jobs:
-                for chosen in torch.split(rows, CHUNK):
-                    clean.append(images[chosen])
-                    with torch.no_grad():
-                        predicted = self.classifier(clean[-1]).argmax(dim=1)
-                    noise = torch.randint(2**62, (len(chosen),), generator=generator, device=images.device)
-                    found = attack(self.classifier, clean[-1], predicted, draws=ImageDraws(noise))
-                    attacked.append(found.images)
-                    advance(len(chosen))
-        return torch.cat(attacked), torch.cat(clean)
-
-    @staticmethod
-    def _some(images: Tensor, share: float, generator: Generator) -> Tensor:
-        order = torch.randperm(len(images), generator=generator, device=images.device)
-        return order[: max(1, round(share * len(images)))]

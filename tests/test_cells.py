@@ -11,7 +11,7 @@ import torch
 from fakes import Noise
 from torch import Generator, Tensor, nn
 
-from bench import campaign, evaluate, evaluation, plugins, statistics, training
+from bench import campaign, evaluate, evaluation, plugins, statistics
 from bench.data import Dataset
 from bench.defense import Defense
 from bench.errors import BenchError
@@ -316,22 +316,6 @@ def test_pgd_training_is_attacked_on_its_own_net_and_holds_where_the_bare_net_fa
     assert hard["clean.none"].outcomes.accuracy > 0.8
     assert not np.array_equal(hard[blind.slug].outcomes.l2, bare[blind.slug].outcomes.l2)
     assert hard[name].record.weights != bare[name].record.weights
-
-
-def test_defense_vae_learns_from_every_kind_of_pair(digits, monkeypatch):
-    cls = plugins.load("defense_vae")
-    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False).eval()
-    defense = cls(net, width=8, sign_share=0.02, cw_share=0.01, epochs=1, batch_size=64)
-    attacked, clean = defense._pairs(digits.train.images, torch.Generator().manual_seed(0), Progress(), "digits")
-    n = len(digits.train)
-    assert len(attacked) == len(clean) == 8 * round(0.02 * n) + 4 * round(0.01 * n)
-    assert attacked.min() >= 0 and attacked.max() <= 1
-    reached = (attacked - clean).abs().flatten(1).amax(dim=1)
-    per = round(0.02 * n)
-    assert torch.allclose(reached[:per], torch.tensor(0.2)) and (reached[per : 2 * per] <= 0.2 + 1e-6).all()
-    losses = training.weights_hash(defense)
-    defense.fit(digits, torch.Generator().manual_seed(0), Progress())
-    assert training.weights_hash(defense) != losses
 
 
 def test_what_the_source_saw_broken_voids_no_cell_of_another_defense(tmp_path):
