@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,27 @@ def constant(share: float) -> float:
 def cosine(share: float) -> float:
     """A learning-rate factor that falls from 1 to 0 along half a cosine as `share` of the steps goes from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def stepwise(factor: float, epochs: int, lowest: float = 0.0) -> Callable[[float], float]:
+    """A learning-rate factor that is 1 in the first of `epochs` and `factor` times itself in each that follows, but
+    never under `lowest`."""
+    return lambda share: max(factor ** math.floor(share * epochs + 1e-6), lowest)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one more optimizer does in every step of a training, in what it holds and nowhere else.
+
+    Without a loss of its own it follows the gradient of the training's loss, at the same point. With one, it comes
+    after that: `batch_loss(*batch)` is evaluated where the updates before it have led. `schedule` scales its learning
+    rate, `clip_norm` bounds the norm of its gradient.
+    """
+
+    optimizer: Optimizer
+    batch_loss: Callable[..., Tensor] | None = None
+    schedule: Callable[[float], float] = constant
+    clip_norm: float | None = None
 
 
 @contextmanager
@@ -55,19 +77,25 @@ def train(
     minimum_steps: int = 0,
     schedule: Callable[[float], float] = constant,
     clip_norm: float | None = None,
+    also: Sequence[Update] = (),
 ) -> list[float]:
     """Minimise `batch_loss(*batch)` over shuffled batches of `tensors` (same first dimension); the mean loss per epoch.
 
     Small data sets get as many more epochs as `minimum_steps` optimizer steps need. Every epoch starts from seeds
     derived of `generator`'s initial one, so a run that resumes from a checkpoint ends in the same weights. `schedule`
-    scales the learning rate; `clip_norm` bounds the gradient's norm. `module` is left in eval mode. Raises RuntimeError
-    if the loss stops being finite.
+    scales the learning rate; `clip_norm` bounds the norm of the gradient of what the optimizer holds. `also` names
+    further optimizers, each with parameters of its own, in the order of their steps. `module` is left in eval mode.
+    Raises RuntimeError if a loss stops being finite, ValueError if two optimizers hold one parameter.
     """
     n = len(tensors[0])
     steps_per_epoch = math.ceil(n / batch_size)
     epochs = max(epochs, math.ceil(minimum_steps / steps_per_epoch))
-    first_seed, rate = generator.initial_seed(), [group["lr"] for group in optimizer.param_groups]
-    stateful = {"module": module, "optimizer": optimizer}
+    first_seed = generator.initial_seed()
+    phases = _phases([Update(optimizer, batch_loss, schedule, clip_norm), *also])
+    optimizers = [update.optimizer for updates in phases for update in updates]
+    rates = [[group["lr"] for group in one.param_groups] for one in optimizers]
+    stateful: dict[str, nn.Module | Optimizer] = {"module": module, "optimizer": optimizers[0]}
+    stateful |= {f"optimizer {number}": one for number, one in enumerate(optimizers[1:], start=2)}
     done, losses = progress.restore(label, stateful)
     module.train()
     with progress.task(label, total=epochs * n, done=done * n) as advance:
@@ -75,28 +103,54 @@ def train(
             generator.manual_seed(seeds.derive(first_seed, label, epoch))
             with global_seed(seeds.derive(first_seed, label, epoch, "global")):
                 order = torch.randperm(n, generator=generator, device=generator.device).to(tensors[0].device)
-                total = torch.zeros((), device=tensors[0].device)
+                totals = torch.zeros(len(phases), device=tensors[0].device)
                 for step, rows in enumerate(torch.split(order, batch_size)):
-                    factor = schedule((epoch * steps_per_epoch + step) / (epochs * steps_per_epoch))
-                    for group, initial in zip(optimizer.param_groups, rate, strict=True):
-                        group["lr"] = initial * factor
-                    loss = batch_loss(*(tensor[rows] for tensor in tensors))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    if clip_norm is not None:
-                        nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-                    optimizer.step()
-                    total += loss.detach() * len(rows)
+                    share = (epoch * steps_per_epoch + step) / (epochs * steps_per_epoch)
+                    for update, initial in zip((u for us in phases for u in us), rates, strict=True):
+                        factor = update.schedule(share)
+                        for group, rate in zip(update.optimizer.param_groups, initial, strict=True):
+                            group["lr"] = rate * factor
+                    batch = [tensor[rows] for tensor in tensors]
+                    totals += torch.stack([_step(updates, batch) for updates in phases]) * len(rows)
                     advance(len(rows))
-            losses.append(float(total) / n)
-            if not math.isfinite(losses[-1]):
+            means = [total / n for total in totals.tolist()]
+            strange = [mean for mean in means if not math.isfinite(mean)]
+            if strange:
                 raise RuntimeError(
-                    f"{label}: the loss is {losses[-1]} after epoch {epoch + 1}; lower the learning rate"
+                    f"{label}: the loss is {strange[0]} after epoch {epoch + 1}; lower the learning rate"
                 )
+            losses.append(means[0])
             progress.checkpoint(label, stateful, losses)
     generator.manual_seed(seeds.derive(first_seed, label, "after"))  # the same after a training that was resumed
     module.eval()
     return losses
+
+
+def _phases(updates: Sequence[Update]) -> list[list[Update]]:
+    """The updates of a step, those of one loss together; the training's own loss comes first."""
+    held = [id(parameter) for update in updates for parameter in _held(update.optimizer)]
+    if len(set(held)) < len(held):
+        raise ValueError("two optimizers of one training hold the same parameter; give each its own")
+    sharing = [update for update in updates if update.batch_loss is None]
+    return [[updates[0], *sharing], *([update] for update in updates[1:] if update.batch_loss is not None)]
+
+
+def _step(updates: Sequence[Update], batch: Sequence[Tensor]) -> Tensor:
+    """Evaluate the loss of `updates[0]` and move what each of them holds; the loss."""
+    assert updates[0].batch_loss is not None
+    loss = updates[0].batch_loss(*batch)
+    for update in updates:
+        update.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for update in updates:
+        if update.clip_norm is not None:
+            nn.utils.clip_grad_norm_(_held(update.optimizer), update.clip_norm)
+        update.optimizer.step()
+    return loss.detach()
+
+
+def _held(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 # ---------------------------------------------------------------------------------------------- weights

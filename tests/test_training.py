@@ -218,6 +218,44 @@ def test_no_checkpoint_is_left_at_the_end(lines):
     assert [path.name for path in weights_folder().iterdir()] == [training.weights_path("net", KEY).name]
 
 
+@pytest.mark.parametrize("batches", [5, 11], ids=lambda n: f"after {n} batches")
+def test_a_resumed_training_with_several_optimizers_ends_in_the_same_weights(batches, lines):
+    """All optimizers are part of a checkpoint: Adam's moments and SGD's momentum go on where they stopped."""
+
+    def several(progress):
+        module = nn.ModuleList([net(), nn.Linear(6, 2), nn.Linear(6, 2)])
+        with training.global_seed(2):
+            module[1].reset_parameters(), module[2].reset_parameters()
+
+        def fit(generator, kept):
+            training.train(
+                module, lambda x, y: nn.functional.cross_entropy(module[0](x) + module[1](x), y), lines,
+                optimizer=torch.optim.Adam(module[0].parameters(), lr=0.02), epochs=EPOCHS, batch_size=BATCH,
+                generator=generator, progress=kept, label="several", schedule=training.cosine, clip_norm=1.0,
+                also=[
+                    training.Update(
+                        torch.optim.Adam(module[2].parameters(), lr=0.02),
+                        lambda x, y: nn.functional.cross_entropy(module[2](x + module[0](x).mean()), y),
+                    ),
+                    training.Update(
+                        torch.optim.SGD(module[1].parameters(), lr=0.5, momentum=0.9),
+                        schedule=training.stepwise(0.1, EPOCHS),
+                    ),
+                ],
+            )  # fmt: skip
+
+        training.load_or_fit(module, "several", KEY, fit, progress)
+        return module.state_dict()
+
+    with pytest.raises(Stopped):
+        several(Listening(batches))
+    resumed = Listening()
+    continued = several(resumed)
+    assert resumed.said == [f"several: resumes after epoch {batches // 4}"]
+    training.weights_path("several", KEY).unlink()
+    assert equal(several(Progress()), continued)
+
+
 # ---------------------------------------------------------------------------------------------- the loop
 
 
@@ -259,6 +297,76 @@ def test_clip_norm_bounds_the_gradient():
     steep = {"loss": lambda weight, x: 100 * weight * x.mean(), "n": 1}
     assert train_one_weight(**steep)[0] == pytest.approx(-10)
     assert train_one_weight(**steep, clip_norm=0.5)[0] == pytest.approx(-0.05)
+
+
+def weights(count=3):
+    """A module of so many single weights, all 1, and SGD with rate 0.1 for each."""
+    module = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in range(count)])
+    return module, [torch.optim.SGD([weight], lr=0.1) for weight in module]
+
+
+def train_weights(module, loss, optimizer, also, epochs=1, n=1, **options):
+    return training.train(
+        module, loss, (torch.ones(n, 1),), optimizer=optimizer, epochs=epochs, batch_size=1, also=also,
+        generator=torch.Generator().manual_seed(0), progress=Progress(), label="weights", **options,
+    )  # fmt: skip
+
+
+def test_an_update_without_a_loss_follows_the_trainings_own_at_the_same_point():
+    module, (first, second, _) = weights()
+    losses = train_weights(module, lambda x: module[0] * module[1] * module[2], first, [training.Update(second)])
+    assert [weight.item() for weight in module] == pytest.approx([0.9, 0.9, 1.0])  # nobody holds the third
+    assert losses == [1.0]
+
+
+def test_an_update_with_a_loss_sees_where_those_before_it_have_led():
+    module, (first, second, third) = weights()
+    also = [
+        training.Update(second, lambda x: 2 * module[0] * module[1]),  # gradient 2 * 0.9
+        training.Update(third, lambda x: module[0] * module[1] * module[2]),  # gradient 0.9 * 0.82
+    ]
+    losses = train_weights(module, lambda x: module[0] * x.sum(), first, also)
+    assert [weight.item() for weight in module] == pytest.approx([0.9, 1 - 0.18, 1 - 0.1 * 0.9 * 0.82])
+    assert losses == [1.0]  # of the first loss
+
+
+def test_a_later_update_leaves_no_gradient_to_an_earlier_one():
+    module, (first, second, _) = weights()
+    train_weights(
+        module, lambda x: module[0], first, [training.Update(second, lambda x: 50 * module[0] * module[1])], n=3
+    )
+    assert module[0].item() == pytest.approx(0.7)
+
+
+def test_each_update_has_a_schedule_and_a_bound_of_its_own():
+    module, (first, second, third) = weights()
+    also = [
+        training.Update(second, schedule=training.stepwise(0.1, 2)),
+        training.Update(third, lambda x: 100 * module[2], clip_norm=2.0),
+    ]
+    train_weights(module, lambda x: 3 * module[0] + module[1], first, also, epochs=2, n=2, clip_norm=1.0)
+    assert [weight.item() for weight in module] == pytest.approx([1 - 0.4, 1 - 0.2 - 0.02, 1 - 0.8], abs=1e-5)
+
+
+def test_the_stepwise_schedule_falls_at_each_epoch_down_to_its_lowest():
+    schedule = training.stepwise(0.5, 7, lowest=0.1)
+    assert [schedule((epoch * 3 + step) / 21) for epoch in range(7) for step in (0, 2)] == pytest.approx(
+        [factor for factor in (1, 0.5, 0.25, 0.125, 0.1, 0.1, 0.1) for _ in range(2)]
+    )
+
+
+def test_two_optimizers_may_not_hold_the_same_parameter():
+    module, (first, _, _) = weights()
+    twice = training.Update(torch.optim.SGD([module[0]], lr=0.1))
+    with pytest.raises(ValueError, match="two optimizers of one training hold the same parameter"):
+        train_weights(module, lambda x: module[0], first, [twice])
+
+
+def test_any_loss_that_is_not_finite_stops_the_training():
+    module, (first, second, _) = weights()
+    lost = training.Update(second, lambda x: module[1] * torch.inf)
+    with pytest.raises(RuntimeError, match="weights: the loss is inf after epoch 1"):
+        train_weights(module, lambda x: module[0], first, [lost])
 
 
 @pytest.mark.parametrize(("minimum_steps", "epochs"), [(0, 1), (4, 1), (5, 2), (9, 3)])
