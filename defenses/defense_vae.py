@@ -44,6 +44,7 @@ class DefenseVAE(VAEPurifier):
     year = 2019
     per_classifier = True
     trained_on = "FGSM, R-FGSM and CW images of its classifier"
+    version = 2
     recipes = {
         "fast": {
             "width": 32, "sign_share": 0.1375, "cw_share": 0.025, "batch_size": 64, "learning_rate": 1e-3, "epochs": 2,
