@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from bench import training
 from bench.data import Dataset
 from bench.progress import Progress
-from defenses.vae import ConvVAE, VAEPurifier, evidence_loss, per_epoch, sample
+from defenses.vae import ConvVAE, VAEPurifier, evidence_loss, sample
 
 
 class IdentityVAE(VAEPurifier):
@@ -63,7 +63,7 @@ class IdentityVAE(VAEPurifier):
             epochs=self.epochs,
             minimum_steps=self.minimum_steps,
             batch_size=self.batch_size,
-            schedule=training.cosine if self.decay else per_epoch(0.998, self.epochs, floor=0.01),
+            schedule=training.cosine if self.decay else training.stepwise(0.998, self.epochs, lowest=0.01),
             clip_norm=1.0,
             generator=generator,
             progress=progress,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Generator, Tensor, nn
 
@@ -94,11 +92,6 @@ def evidence_loss(
     reconstruction_loss = nn.functional.binary_cross_entropy(reconstruction, images)
     kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).mean()
     return reconstruction_loss + kl_weight * kl
-
-
-def per_epoch(factor: float, epochs: int, floor: float) -> Callable[[float], float]:
-    """A learning-rate factor that is multiplied by `factor` after each of `epochs`, but never falls below `floor`."""
-    return lambda share: max(factor ** int(share * epochs + 1e-9), floor)
 
 
 def _down(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Module, ...]:
