@@ -35,6 +35,8 @@ from bench.data import Dataset
 from bench.errors import BenchError, unknown
 from bench.progress import Progress
 
+Fact = float | tuple[float, ...]
+
 
 class Defense(nn.Module, ABC):
     """A purifier in front of a classifier.
@@ -109,6 +111,13 @@ class Defense(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images from codes; contains the quantizer where there is one."""
         raise NotImplementedError(f"{type(self).__name__} has no decoder")
+
+    def facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> Mapping[str, Fact]:
+        """What each record tells of this defense alone: numbers, or tuples of them, by name; nothing unless overridden.
+
+        `clean` and `attacked` are (N, C, H, W), row by row the same image; `correct` (N,) is the share of scoring draws
+        in which the attacked image was classified correctly."""
+        return {}
 
     def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
         """(N,), differentiable, published thresholds divided out: an image is accepted if and only if it is <= 1. From

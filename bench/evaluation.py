@@ -31,7 +31,8 @@ from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
 from bench.data import Split
-from bench.defense import Defense, has_door, source_hash
+from bench.defense import Defense, Fact, has_door, source_hash
+from bench.facts import facts
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Budget, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
@@ -221,12 +222,26 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         backward_rows=int(sum(images["rows"][1] for images in attacked)),
         blocked=float(f"{blocked / looks:.6g}") if looks else None,
         loss_curve=_rounded(curve.mean(axis=1)) if curve.size else (),
+        facts=_facts(work, examples, attacked, outcomes, progress),
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
     for rows in chunks:  # the record replaces them
         cache.drop(_chunk_key("score", work.key, examples, rows))
     return Cell(record, outcomes)
+
+
+def _facts(
+    work: Work, examples: Examples, attacked: Sequence[Arrays], outcomes: Outcomes, progress: Progress
+) -> Mapping[str, Fact]:
+    """The facts of a whole cell: those of a part of the images, as in a cascade, would mislead."""
+    if not work.wanted.any() or work.spec.cascade or any(images["failed"] for images in attacked):
+        return {}
+    rows = torch.from_numpy(np.flatnonzero(work.wanted)).to(examples.indices.device)
+    shown = torch.cat([torch.from_numpy(images["images"]).to(rows.device) for images in attacked])
+    correct = torch.from_numpy(outcomes.correct[work.wanted]).to(rows.device)
+    clean = examples.clean
+    return facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
 
 
 # ---------------------------------------------------------------------------------------------- attack

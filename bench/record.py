@@ -106,6 +106,9 @@ class Record(BaseModel):
     loss_curve: tuple[float | None, ...] = Field(
         (), description="the attack's mean loss before each step and after the last; null where it was not finite"
     )
+    facts: Mapping[str, float | tuple[float, ...]] = Field(
+        {}, description="what the defense tells of the attacked images beside its answers, such as how its codes lie"
+    )
     outcomes_sha256: str
     run: Run
 

@@ -1,0 +1,90 @@
+"""What records tell of a defense beside its answers: never at the cost of a cell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import Fake
+from torch import Generator, Tensor, nn
+
+from bench import evaluate
+from bench.facts import facts
+from bench.progress import Progress
+from bench.protocol import AttackSpec, Protocol
+
+LABELS = torch.arange(20) % 2
+
+
+class Codes(Fake):
+    """Its code is the first pixel; it tells how many images it saw."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, :1, 0, 0]
+
+    def facts(self, clean, attacked, correct):
+        return {"seen": len(clean), "histogram": (float((clean == attacked).float().mean()), correct.mean())}
+
+
+class Loud(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def of(cls, images: Tensor, progress: Progress | None = None):
+    return facts(cls(nn.Flatten()), images, images, LABELS, torch.ones(20), progress or Progress())
+
+
+def images(gap: float) -> Tensor:
+    """Half of the first pixels is 0, half is `gap`, by label; every tenth is off by .01."""
+    drawn = torch.zeros(20, 1, 4, 4)
+    drawn[:, 0, 0, 0] = LABELS * gap + 0.01 * (torch.arange(20) % 10 == 0)
+    return drawn
+
+
+def test_separate_codes_have_a_silhouette_near_one_and_mixed_ones_near_zero():
+    assert of(Codes, images(1.0))["silhouette"] > 0.98
+    mixed = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert abs(of(Codes, mixed)["silhouette"]) < 0.3
+
+
+def test_a_defense_adds_numbers_and_tuples_of_its_own():
+    found = of(Codes, images(1.0))
+    assert found["seen"] == 20 and found["histogram"] == (1.0, 1.0)
+
+
+def test_without_codes_there_is_nothing():
+    assert of(Fake, images(1.0)) == {}
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), ""), ("much", "Codes gives no facts: ValueError")])
+def test_what_is_no_number_is_left_out(value, said, monkeypatch):
+    progress = Loud()
+    monkeypatch.setattr(Codes, "facts", lambda self, *given: {"odd": value})
+    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    assert said in "".join(progress.said) and bool(said) == bool(progress.said)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_records_hold_them_whole_cells_only(tmp_path):
+    class Broken(Codes):
+        def encode(self, images: Tensor) -> Tensor:
+            raise RuntimeError("no codes today")
+
+        def purify(self, images: Tensor, generator: Generator) -> Tensor:
+            return images
+
+    specs = (
+        AttackSpec("none", "clean"), AttackSpec("fgsm", "gray_box", "linf", 0.1),
+        AttackSpec("fgsm", "white_box", "linf", 0.2, (), "autograd", cascade=True),
+    )  # fmt: skip
+    chosen = Protocol("tiny", "digits", 32, specs, (0.1,))
+    whole = evaluate(Codes, chosen, records=tmp_path, contract=False)
+    cells = {cell.record.attack + cell.record.track: cell.record for cell in whole}
+    assert cells["noneclean"].facts["seen"] == 32 and cells["noneclean"].facts["histogram"][0] == 1.0
+    assert cells["fgsmgray_box"].facts["histogram"][0] < 1.0
+    assert cells["fgsmwhite_box"].facts == {}
+    broken = evaluate(Broken, chosen, records=tmp_path / "broken", contract=False)
+    assert all(cell.record.status == "ok" and cell.record.facts == {} for cell in broken)
