@@ -215,17 +215,27 @@ def load_or_fit(
     return weights_hash(module)
 
 
-def _read(path: Path, described: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def check(path: Path) -> str:
+    """The sha256 of a file's tensors. Raises BenchError if it cannot be read or does not match its own checksum."""
+    return _sound(path)[1]["sha256"]
+
+
+def _sound(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as problem:
         raise BenchError(f"{path} cannot be read ({problem})") from problem
-    if metadata.get("key") != described:
-        raise BenchError(f"{path} was trained for another key ({metadata.get('key')}), expected {described}")
     if metadata.get("sha256") != _hash(tensors):
         raise BenchError(f"{path} is corrupted: its tensors do not match their checksum")
+    return tensors, metadata
+
+
+def _read(path: Path, described: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, metadata = _sound(path)
+    if metadata.get("key") != described:
+        raise BenchError(f"{path} was trained for another key ({metadata.get('key')}), expected {described}")
     return tensors, metadata
 
 

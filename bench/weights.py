@@ -1,0 +1,140 @@
+"""Trained weights as files to look at, give away and take in. A file names what it was trained for in its key."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import places, plugins, seeds
+from bench.errors import BenchError, unknown
+
+NETS = ("classifier_", "substitute_", "imitation_", "surrogate_")  # how the names of what is no defense begin
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights: what it is of, the key that it was trained for, the loss after each epoch by training."""
+
+    path: Path
+    name: str
+    key: Mapping[str, Any]
+    losses: Mapping[str, Sequence[float]]
+    size: int  # in bytes
+
+    @property
+    def file_name(self) -> str:
+        """What the file must be called for its key."""
+        return f"{self.name}-{seeds.digest(self.name, dict(self.key))[:16]}.safetensors"
+
+
+def read(path: Path) -> Weights:
+    """What a file says of itself, from its header alone. Raises BenchError if it is no file of weights of ours."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > 100_000_000:
+                raise ValueError("no safetensors file")
+            metadata = json.loads(file.read(length))["__metadata__"]
+        key, losses = json.loads(metadata["key"]), json.loads(metadata["losses"])
+        return Weights(path, key.pop("name"), key, losses, path.stat().st_size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise BenchError(f"{path} holds no weights that `purifybench` wrote ({problem!r})") from problem
+
+
+def kept(names: Sequence[str] = ()) -> list[Weights]:
+    """The weights in the home folder, or those of `names` only, by file name. Raises BenchError for a name without any.
+
+    Files that cannot be read are left out: training sets them aside.
+    """
+    found = list(_readable(sorted((places.home() / "weights").glob("*.safetensors"))))
+    for name in names:
+        if not any(weights.name == plugins.slug(name) for weights in found):
+            raise unknown("file of weights", name, {weights.name for weights in found}, see="purifybench weights list")
+    wanted = {plugins.slug(name) for name in names}
+    return [weights for weights in found if not wanted or weights.name in wanted]
+
+
+def _readable(paths: Sequence[Path]) -> Iterator[Weights]:
+    for path in paths:
+        try:
+            yield read(path)
+        except BenchError:
+            continue
+
+
+def export(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Copy the weights of `names` (empty: all) to `folder`; the copies."""
+    copies = []
+    for weights in kept(names):
+        copies.append(folder / weights.path.name)
+        _copy(weights.path, copies[-1])
+    return copies
+
+
+def take(path: Path) -> str:
+    """Take the weights of one file into the home folder; says what was done.
+
+    Raises BenchError, and takes nothing, where the file is damaged, is called otherwise than its key wants, was trained
+    for a defense, version or settings that are not installed here, or differs from weights of the same key.
+    """
+    from bench import training
+
+    weights = read(path)
+    if path.name != weights.file_name:
+        raise BenchError(f"{path} is called otherwise than its key wants; expected {weights.file_name}")
+    hashed = training.check(path)
+    _usable(weights)
+    target = places.home() / "weights" / path.name
+    if target.exists():
+        try:
+            mine = training.check(target)
+        except BenchError:
+            mine = ""  # damaged: replaced
+        if mine == hashed:
+            return "already here"
+        if mine:
+            raise BenchError(f"{path} differs from {target}, trained for the same key; delete one of them")
+    _copy(path, target)
+    return "taken"
+
+
+def _usable(weights: Weights) -> None:
+    """Raises BenchError if no defense or net here would ever look for these weights."""
+    if weights.name.startswith(NETS):
+        return
+    from bench.defense import settings
+
+    cls, recipes, differences = plugins.load(weights.name), [], []
+    if weights.key.get("version") != cls.version:
+        raise BenchError(
+            f"{weights.path} is of version {weights.key.get('version')} of {weights.name}, expected {cls.version}: "
+            "train it again"
+        )
+    mine = dict(weights.key.get("settings", {}))
+    shape = tuple(mine.get("shape", (1, 28, 28)))
+    for recipe in cls.recipes:
+        chosen = json.loads(json.dumps(settings(cls, recipe, shape)[1]))
+        other = sorted(name for name in chosen.keys() | mine.keys() if chosen.get(name) != mine.get(name))
+        if not other:
+            return
+        recipes.append(recipe)
+        differences.append(other)
+    fewest = min(range(len(recipes)), key=lambda number: len(differences[number]))
+    raise BenchError(
+        f"{weights.path} fits no recipe of {weights.name}: it differs from {recipes[fewest]!r} in "
+        f"{', '.join(differences[fewest])}"
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    places.write_atomically(target, lambda file: file.write(content))
+
+
+def last_loss(weights: Weights) -> float:
+    """The loss after the last epoch of the last training; nan where none was kept."""
+    return next((losses[-1] for losses in reversed(list(weights.losses.values())) if losses), math.nan)
