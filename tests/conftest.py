@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each, before torch counts them
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _missing_data() if wanting else ""
     for item in wanting if reason else []:
         item.add_marker(pytest.mark.skip(reason=reason))
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)  # long files first: no process is left with one at the end
 
 
 @pytest.fixture(scope="session", autouse=True)
