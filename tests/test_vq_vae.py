@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -99,6 +100,26 @@ def test_the_gradient_passes_straight_through_the_quantizer(images):
     (found,) = torch.autograd.grad(defense.purify(attacked, generator()).square().sum(), attacked)
     assert expected.abs().max() > 0
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_soft_codes_weigh_the_codebook_by_distance():
+    """Two codes at squared distances 1 and 4, temperature 0.5 times 1: weights in the proportion of e^-2 to e^-8."""
+    net = VQNet((1, 28, 28), width=8, codes=2, code_size=1)
+    net.quantizer._codebook.embed[0, :, 0] = torch.tensor([1.0, -2.0])
+    share = 1 / (1 + math.exp(-6))
+    assert net.soft_quantize(torch.zeros(1, 1, 1, 1)).item() == pytest.approx(share * 1 + (1 - share) * -2, abs=1e-6)
+
+
+def test_bpda_differentiates_soft_codes_of_the_same_draw_and_keeps_the_value(images):
+    defense = build(VQVAENoise25)
+    attacked = images.clone().requires_grad_()
+    (found,) = torch.autograd.grad(defense.surrogate_logits(attacked, generator(4)).sum(), attacked)
+    soft = defense.net.decoder(defense.net.soft_quantize(defense.encode(defense.noisy(attacked, generator(4)))))
+    (expected,) = torch.autograd.grad(soft.sum(), attacked)  # the classifier is the identity
+    assert (expected.abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert torch.allclose(found, expected, atol=1e-6)
+    value = defense.surrogate_logits(images, generator(4))
+    assert torch.allclose(value, defense.logits(images, generator(4)), atol=1e-6)
 
 
 def test_the_codebook_starts_uniform_with_unit_variance_and_its_average_there():
