@@ -14,7 +14,6 @@ from bench.defense import Defense
 from bench.errors import BenchError
 from bench.progress import Progress
 
-
 SOFTNESS = 0.5  # an attacker's choice: on a trained net this breaks most images
 
 
@@ -75,7 +74,8 @@ class VQNet(nn.Module):
         book = self.quantizer.codebook
         distances = flat.square().sum(dim=3, keepdim=True) - 2 * flat @ book.T + book.square().sum(dim=1)
         temperature = SOFTNESS * distances.detach().amin(dim=3, keepdim=True).clamp_min(1e-6)
-        return ((-distances / temperature).softmax(dim=3) @ book).movedim(3, 1)
+        codes = (-distances / temperature).softmax(dim=3) @ book  # (N, H / 4, W / 4, code_size)
+        return codes.movedim(3, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images (N, C, H, W) from codes, clipped to [0, 1]."""
