@@ -71,10 +71,10 @@ class VQNet(nn.Module):
         """A differentiable stand-in for `quantize`, same shape: the mean of the codebook under a softmax over minus the
         squared distances, its temperature the share SOFTNESS of the distance to the nearest code."""
         flat = latents.movedim(1, 3)  # (N, H / 4, W / 4, code_size)
-        book = self.quantizer.codebook
+        book: Tensor = self.quantizer.codebook  # (codes, code_size)
         distances = flat.square().sum(dim=3, keepdim=True) - 2 * flat @ book.T + book.square().sum(dim=1)
         temperature = SOFTNESS * distances.detach().amin(dim=3, keepdim=True).clamp_min(1e-6)
-        codes = (-distances / temperature).softmax(dim=3) @ book  # (N, H / 4, W / 4, code_size)
+        codes: Tensor = (-distances / temperature).softmax(dim=3) @ book  # (N, H / 4, W / 4, code_size)
         return codes.movedim(3, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
