@@ -23,7 +23,7 @@ DEFENSES: Mapping[str, str] = MappingProxyType(
         "MAD-VAE classification": "mad_vae_classification",
         "MAD-VAE proximity-distance": "mad_vae_proximity",
         "MAD-VAE combined": "mad_vae_combined",
-        "VQVAE_0": "vq_vae_0",
+        "VQVAE_0": "vq_vae",
         "VQVAE_0.25": "vq_vae_25",
         "VQVAE_0.5": "vq_vae_50",
         "VQVAE_0.75": "vq_vae_75",
