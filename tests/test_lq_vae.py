@@ -11,7 +11,7 @@ from bench.data import Dataset, Split
 from bench.progress import Progress
 from defenses.lq_vae import LQVAE, LQNet, gradient_norm, hard_bits, soft_bits
 
-SMALL = {"width": 4, "hidden": 32, "latent": 8}
+SMALL = {"width": 4, "hidden": 32, "latent": 8, "minimum_steps": 0}
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 PARTS = ("encoder", "mean", "log_variance", "soft", "hard")
 
