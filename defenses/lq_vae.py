@@ -103,7 +103,7 @@ class LQVAE(Defense):
     The encoder minimises KL (averaged over the latent) + 10 MSE of a second, soft decoder + 10 (n - 0.1)^2, n the norm
     of a gradient; then the soft decoder and the hard one, which alone is used at test, minimise their own MSE. Three
     RMSProp of rate 3e-4, in this order, each on a fresh draw of z = mean + 0.5 tau deviation noise: 5 % of the
-    posterior's deviation, although the KL uses all of it. Batches of 64; 10,000 steps, to the end of the epoch begun. All
+    posterior's deviation, although the KL uses all of it. Batches of 64; 10,000 steps and the rest of their epoch. All
     as in the released code, which works on [-1, 1]; n is measured in its units.
 
     Slides and code differ in n: the slides write the norm of the encoder's derivative, the code takes the gradient of
