@@ -42,6 +42,11 @@ class Card(BaseModel):
     differentiable: bool = True
     trained_on: str = "nothing"
 
+    @property
+    def has_seen_attacks(self) -> bool:
+        """Whether the defense was trained on more than clean images, by its own words."""
+        return not self.trained_on.startswith(("nothing", "clean"))
+
 
 class Run(BaseModel):
     """How the cell was computed: everything that may differ between two honest runs of the same cell."""

@@ -12,6 +12,7 @@ from bench import papers
 from bench.protocol import BUDGETS
 from bench.verdicts import RULES
 from leaderboard import bundle, formats, views
+from leaderboard.facets import answers, facets
 from leaderboard.figures import Chart
 from leaderboard.paper_tables import paper_tables
 from leaderboard.reported import PAPERS
@@ -25,7 +26,7 @@ _FILTERS = (
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
     formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
     formats.duration, formats.units, formats.level, formats.clash_name, views.attack_groups, views.sparkline,
-    views.track_meaning, views.strongest_name, views.efforts, views.reductions,
+    views.track_meaning, views.strongest_name, views.efforts, views.reductions, answers, facets,
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from bench.errors import BenchError
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
 from bench.verdicts import RULES, Level, Verdict
-from leaderboard import bundle, formats, gather, pictures, tables, views
+from leaderboard import bundle, facets, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported
 from leaderboard.tables import Estimate
@@ -221,7 +221,7 @@ def test_a_warning_takes_the_rank_and_says_why(
     html = pages(out)["index.html"]
     shown = row_of(html, "masked")
     assert "upper bound, unverified" in shown and shown.count("⚠ black box beats white box") == 1
-    assert 'title="Black box beats &lt;white&gt; box."' in html
+    assert ">Black box beats &lt;white&gt; box.</span>" in html
     assert "It is honest." not in html
     detail = text_of(pages(out)["defense/tiny-v1/masked.html"])
     for part in ("Upper bound, unverified", "Black box beats &lt;white&gt; box.", "loss 0.25", "A.clean.none.seed0"):
@@ -265,6 +265,26 @@ def test_verdicts_compare_with_identity_seed_by_seed(
     assert calls == {
         ("identity", (0,), (0,), "identity"), ("kmeans", (0,), (0,), "identity"), ("kmeans", (1,), (0,), "identity"),
     }  # fmt: skip
+
+
+def test_a_board_is_filtered_by_what_its_rows_differ_in(
+    tiny: Protocol, store: Store, tmp_path: Path, verdict: Callable[..., None]
+) -> None:
+    fake_records.save(store, TINY, ["identity", "masked"])
+    trained = fake_records.card("trained", kind="hardened", trained_on="PGD images of itself")
+    fake_records.save(store, TINY, ["trained"], card=trained)
+    verdict("masked", "warning")
+    board = tables.board(TINY.id, store.cells())
+    assert [(facet.key, facet.values) for facet in facets.facets(board)] == [
+        ("kind", ("hardened", "purifier")), ("training", ("attacked images", "clean images or nothing")),
+        ("doubt", ("no warning", "upper bound, unverified")),
+    ]  # fmt: skip
+    html = build([store], tmp_path / "site").read_text()
+    assert re.findall(r'<select name="(\w+)">', html) == ["kind", "training", "doubt"]
+    (row,) = [
+        attributes for tag, attributes in tags_of(html) if tag == "tr" and attributes.get("data-kind") == "hardened"
+    ]
+    assert (row["data-training"], row["data-random"], row["data-classifier"]) == ("attacked images", "no", "A")
 
 
 def test_every_rule_is_explained(tiny: Protocol, store: Store, tmp_path: Path) -> None:
