@@ -308,7 +308,7 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     """The row with its verdicts, seed by seed against `identity`; without numbers where it breaks the contract."""
     if row.effort is None or row.state == "mixed" or not all(_clean(_of(row, seed)) for seed in row.seeds):
         return row
-    bare = next((other for other in rows if other.defense == BASELINE and _comparable(row, other)), None)
+    bare = next((other for other in rows if other.defense == BASELINE and comparable(row, other)), None)
     pairs = (
         (_of(row, seed), _of(bare, seed if seed in bare.seeds else bare.seeds[0]) if bare else []) for seed in row.seeds
     )
@@ -367,7 +367,7 @@ def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     if row.defense == BASELINE or row.radius is None:
         return None
     complete = (other for other in rows if other.defense == BASELINE and other.state == "complete")
-    return next((other for other in complete if _comparable(row, other)), None)
+    return next((other for other in complete if comparable(row, other)), None)
 
 
 def _gain(row: Row, rows: Sequence[Row]) -> Estimate | None:
@@ -378,7 +378,7 @@ def _gain(row: Row, rows: Sequence[Row]) -> Estimate | None:
     return _estimate([statistics.paired(row.radius, other.radius)], statistics.bootstrap)
 
 
-def _comparable(row: Row, other: Row) -> bool:
+def comparable(row: Row, other: Row) -> bool:
     """Whether two rows share the classifier's weights, and their first images."""
     first, second = row.cells[0], other.cells[0]
     n = min(row.n, other.n)
