@@ -28,6 +28,11 @@ class Difference:
         """What the test says of the first: "better", "worse" or "tied"."""
         return "tied" if self.p > LEVEL else "better" if self.value > 0 else "worse"
 
+    @property
+    def turned(self) -> Difference:
+        """The second minus the first."""
+        return Difference(-self.value, -self.high, -self.low, self.p)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -37,6 +42,11 @@ class Counts:
     first: int
     second: int
     neither: int
+
+    @property
+    def turned(self) -> Counts:
+        """The same with the two exchanged."""
+        return Counts(self.both, self.second, self.first, self.neither)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,11 @@ class Against:
     mrr: Difference
     accuracy: tuple[Difference, ...]
     counts: tuple[Counts, ...]  # at the headline radii
+
+    def turned(self, other: Row) -> Against:
+        """The comparison as the second sees it; `other` is what was the first."""
+        accuracy, counts = tuple(one.turned for one in self.accuracy), tuple(one.turned for one in self.counts)
+        return Against(other, self.n, self.mrr.turned, accuracy, counts)
 
 
 @dataclass(frozen=True)
@@ -74,16 +89,16 @@ def comparisons(board: Board) -> list[Comparison]:
             means[index, n] = statistics.resampled_means(_values(rows[index])[:, :n])
         return means[index, n]
 
-    found = []
+    pairs: dict[tuple[int, int], Against] = {}
     for k, row in enumerate(rows):
-        others = []
-        for m, other in enumerate(rows):
-            if m != k and comparable(row, other):
+        for m, other in enumerate(rows[:k]):
+            if comparable(row, other):
                 n = min(row.n, other.n)
                 gaps = (_values(row)[:, :n] - _values(other)[:, :n]).mean(axis=1)
-                others.append(_against(row, other, n, gaps, resampled(k, n) - resampled(m, n)))
-        found.append(Comparison(row, tuple(others)))
-    return found
+                pairs[k, m] = _against(row, other, n, gaps, resampled(k, n) - resampled(m, n))
+                pairs[m, k] = pairs[k, m].turned(row)
+    everyone = range(len(rows))
+    return [Comparison(rows[k], tuple(pairs[k, m] for m in everyone if (k, m) in pairs)) for k in everyone]
 
 
 def _values(row: Row) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import median
 from typing import Literal
 
@@ -196,7 +197,7 @@ def _belongs_to(cell: Cell) -> tuple[object, ...]:
 def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     first = cells[0].record
     row = Row(first.defense, first.classifier, _seeds(cells), first.card, tuple(cells), "complete")
-    effort = protocol.effort(first.budget, stochastic=first.card.stochastic) if protocol else None
+    effort = _effort(protocol, first.budget, first.card.stochastic) if protocol else None
     if effort is None or (first.protocol_hash, first.n_examples) != (effort.hash, effort.n_examples):
         return replace(row, state="other_version")
     wanted = {spec.slug for spec in effort.attacks}
@@ -210,6 +211,11 @@ def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     )
     clashes = _clashes(counted)
     return replace(row, state="mixed", clashes=clashes) if clashes else _measured(row, counted, effort)
+
+
+@cache  # a protocol's hash takes a while
+def _effort(protocol: Protocol, budget: str, stochastic: bool) -> Protocol:
+    return protocol.effort(budget, stochastic=stochastic)
 
 
 def _seeds(cells: Iterable[Cell]) -> tuple[int, ...]:
