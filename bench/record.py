@@ -42,6 +42,11 @@ class Card(BaseModel):
     differentiable: bool = True
     trained_on: str = "nothing"
 
+    @property
+    def has_seen_attacks(self) -> bool:
+        """Whether the defense was trained on more than clean images, by its own words."""
+        return not self.trained_on.startswith(("nothing", "clean"))
+
 
 class Run(BaseModel):
     """How the cell was computed: everything that may differ between two honest runs of the same cell."""
@@ -194,6 +199,13 @@ class Cell:
     outcomes: Outcomes
 
 
+def encoded(record: Record) -> bytes:
+    """The content of a record's file: JSON with sorted keys and a checksum of all the rest."""
+    payload = record.model_dump(mode="json")
+    payload["checksum"] = _checksum(payload)
+    return (json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def _checksum(payload: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -235,11 +247,8 @@ class Store:
             arrays |= {f"{record.cell}/{name}": array for name, array in cell.outcomes.arrays().items()}
             ordered = {name: arrays[name] for name in sorted(arrays)}
             write_atomically(folder / "outcomes.npz", lambda file: np.savez_compressed(file, **ordered))  # type: ignore[arg-type]
-            payload = record.model_dump(mode="json")
-            payload["checksum"] = _checksum(payload)
-            text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n"
             path = folder / f"{record.cell}.json"
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_atomically(path, lambda file: file.write(encoded(record)))
         return path
 
     def cells(self, protocol: str | None = None, defense: str | None = None) -> Iterator[Cell]:

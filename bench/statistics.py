@@ -72,24 +72,33 @@ class Strongest:
 
 
 def strongest(seeds: Sequence[Sequence[Cell]], eps: float) -> Strongest | None:
-    """What broke most images within the Linf ball of radius `eps`, over all seeds; None where every right image held.
+    """What broke most images within the Linf ball of radius `eps`, over all seeds: the first of the most in `blamed`.
+
+    None where every right image held.
+    """
+    broken = blamed(seeds, eps)
+    total = sum(broken.values())
+    most = max(broken, key=lambda kind: broken[kind])
+    return Strongest(most, broken[most], total) if total else None
+
+
+def blamed(seeds: Sequence[Sequence[Cell]], eps: float) -> dict[AttackSpec, int]:
+    """How many images each kind of attack broke within the Linf ball of radius `eps`, over all seeds.
 
     A broken image is right on most draws when clean and wrong on most when attacked. It is put down to the first cell
     that holds its worst version, so the cells of each seed must be `ordered`. Cells that differ in strength alone are
-    one attack: in a cascade the smaller balls come first. Of equally strong attacks the first one is named.
+    one kind, a spec without a strength: in a cascade the smaller balls come first.
     """
     broken: dict[AttackSpec, int] = {}
     for cells in seeds:
         worst = worst_versions(cells, "linf", [eps])[1]
         clean, attacked = robustness(cells, "linf", [eps])
-        blamed = worst[(clean > 0.5) & (attacked <= 0.5)]
+        fallen = worst[(clean > 0.5) & (attacked <= 0.5)]
         for index, cell in enumerate(cells):
             spec = cell.record.spec
             kind = AttackSpec(spec.attack, spec.track, spec.norm, route=spec.route, source=spec.source)
-            broken[kind] = broken.get(kind, 0) + int((blamed == index).sum())
-    total = sum(broken.values())
-    most = max(broken, key=lambda kind: broken[kind])
-    return Strongest(most, broken[most], total) if total else None
+            broken[kind] = broken.get(kind, 0) + int((fallen == index).sum())
+    return broken
 
 
 def left_out(cells: Sequence[Cell], protocol: Protocol) -> dict[str, int]:
@@ -144,10 +153,17 @@ def _resampling_weights(n: int) -> Array:
     return generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n  # (RESAMPLES, n)
 
 
+def resampled_means(values: Array) -> Array:
+    """The mean of each row of `values` (..., n) on each resample of the images from a fixed seed, (RESAMPLES, ...).
+
+    Rows of equal n share the resamples, so the means of a difference are the difference of the means.
+    """
+    return np.asarray(_resampling_weights(values.shape[-1]) @ values.T, dtype=np.float64)
+
+
 def bootstrap(values: Array, level: float = 0.95) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of `values` (n,), resampled over images from a fixed seed."""
-    means = _resampling_weights(len(values)) @ values
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(resampled_means(values), [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
@@ -169,10 +185,9 @@ def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
     pairs = [(first, second) for i, first in enumerate(names) for second in names[:i]]
     gaps, p_values = [], []
     for first, second in pairs:
-        difference = paired(entries[first], entries[second])
-        gap, error = float(difference.mean()), float(np.std(_resampling_weights(len(difference)) @ difference))
-        gaps.append(gap)
-        p_values.append(1.0 if gap == 0 else 0.0 if error == 0 else float(2 * stats.norm.sf(abs(gap) / error)))
+        gap = paired(entries[first], entries[second])
+        gaps.append(float(gap.mean()))
+        p_values.append(p_value(gaps[-1], resampled_means(gap)))
     beaten = dict.fromkeys(names, 0)
     for k, index in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[index] > level / (len(pairs) - k):
@@ -180,6 +195,15 @@ def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
         first, second = pairs[index]
         beaten[second if gaps[index] > 0 else first] += 1
     return {name: 1 + beaten[name] for name in names}
+
+
+def p_value(gap: float, means: Array) -> float:
+    """How probable a difference of means as large as `gap` is between equals: two-sided, normal, its error the standard
+    deviation of its resampled `means`."""
+    error = float(np.std(means))
+    if gap == 0:
+        return 1.0
+    return float(2 * stats.norm.sf(abs(gap) / error)) if error else 0.0
 
 
 def paired(first: Array, second: Array) -> Array:

@@ -593,7 +593,7 @@ def _facts(case: _Case) -> Iterator[Verdict]:
             f"classifier (budget class {record.budget}), so attacks are shorter."
         )
         yield Verdict("reduced_budget", "note", text, {"units": record.units}, ())
-    if not card.trained_on.startswith(("nothing", "clean")):
+    if card.has_seen_attacks:
         yield Verdict("trained_on_attacks", "note", f"Trained on {card.trained_on}, not on clean images alone.", {}, ())
 
 

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import matplotlib
 import matplotlib.style
@@ -59,15 +60,16 @@ class Chart:
 
 def accuracy_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     """Accuracy in percent against the radius. `name` must be unique on its page: it prefixes the SVG's ids."""
-    return _chart(name, title, lines, "radius ε (largest change of a pixel)", "accuracy in %", scale=100)
+    return _chart(name, title, tuple(lines), "radius ε (largest change of a pixel)", "accuracy in %", scale=100)
 
 
 def loss_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     """An attack's mean loss against its step."""
-    return _chart(name, title, lines, "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
+    return _chart(name, title, tuple(lines), "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
 
 
-def _chart(name: str, title: str, lines: Sequence[Line], x_label: str, y_label: str, scale: float) -> Chart:
+@lru_cache(maxsize=1024)  # the same lines are not drawn again: on two pages, or when a served site is built anew
+def _chart(name: str, title: str, lines: tuple[Line, ...], x_label: str, y_label: str, scale: float) -> Chart:
     with matplotlib.style.context(["default", _SVG_OPTIONS]):
         figure = Figure(figsize=(5.0, 3.2))
         FigureCanvasSVG(figure)

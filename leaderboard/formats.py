@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from bench import sources
@@ -26,6 +27,20 @@ _PUBLISHED = {
     "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
 }  # fmt: skip
+
+
+class Interval(Protocol):
+    """Whatever has the two ends of an interval."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        ...
 
 
 def percent(estimate: Estimate) -> str:
@@ -57,9 +72,24 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", _MINUS)
 
 
-def signed_range(estimate: Estimate) -> str:
+def signed_range(estimate: Interval) -> str:
     """The interval of a difference: "+0.101 to +0.161"."""
     return f"{signed(estimate.low)} to {signed(estimate.high)}"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in percentage points with its sign: "+3.5"."""
+    return f"{100 * value:+.1f}".replace("-", _MINUS)
+
+
+def points_range(estimate: Interval) -> str:
+    """The interval of a difference of accuracies: "+1.0 to +6.0"."""
+    return f"{points(estimate.low)} to {points(estimate.high)}"
+
+
+def p_value(p: float) -> str:
+    """A p-value in two digits: "0.042"; "< 0.001" where it is smaller."""
+    return f"<{_THIN}0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def radius(eps: float | None) -> str:
@@ -87,6 +117,14 @@ def duration(seconds: float) -> str:
         if seconds >= 0.995 * size:
             return f"{seconds / size:.1f}{_THIN}{unit}"
     return f"{seconds:.0f}{_THIN}s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}{_THIN}s"
+
+
+def file_size(count: int) -> str:
+    """The size of a file in its largest fitting unit: "950 B", "12.3 kB", "4.1 MB"."""
+    for size, unit in ((1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f}{_THIN}{unit}"
+    return f"{count}{_THIN}B"
 
 
 def units(cost: float) -> str:

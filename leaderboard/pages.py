@@ -2,85 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Protocol
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from bench import papers
-from bench.protocol import BUDGETS
-from bench.verdicts import RULES
-from leaderboard import bundle, formats, views
-from leaderboard.figures import Chart
+from bench.protocol import TRACKS
+from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, views
+from leaderboard.attack_page import attack_pages
+from leaderboard.citations import bibtex
+from leaderboard.compare import comparisons, matrix
+from leaderboard.environment import HERE, environment, repeats_paper
 from leaderboard.paper_tables import paper_tables
 from leaderboard.reported import PAPERS
-from leaderboard.tables import ATTACKED, BASELINE, Board, Row
+from leaderboard.tables import Board, Row
 
-_HERE = Path(__file__).parent
 _DATASETS = ("mnist", "fmnist", "digits")  # the order of boards that are otherwise alike
-_FILTERS = (
-    formats.percent, formats.percent_range, formats.decimal, formats.decimal_range, formats.signed,
-    formats.signed_range, formats.radius, formats.thousands, formats.words, formats.parameters,
-    formats.web_link, formats.paper_name, formats.file_name, formats.listing,
-    formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
-    formats.duration, formats.units, formats.level, formats.clash_name, views.attack_groups, views.sparkline,
-    views.track_meaning, views.strongest_name, views.efforts, views.reductions,
-)  # fmt: skip
+_EXPORTS = {"csv": exports.as_csv, "json": exports.as_json, "tex": exports.as_latex}
+Files = dict[str, bytes]
 
 
-def _environment() -> Environment:
-    loader = FileSystemLoader(_HERE / "templates")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, loader=loader, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
-    environment.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper}
-    environment.globals |= {"baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS}
-    return environment
+class Render(Protocol):
+    """Writes a page: the template's name, the page's path, and what the template is given."""
+
+    def __call__(self, template: str, path: str, **values: object) -> None: ...
 
 
-def _drawn(chart: Chart) -> Markup:
-    """A chart's SVG, the only text that reaches a page unescaped: figures.py puts no text of a record into it."""
-    return Markup(chart.svg)
-
-
-def site(boards: Sequence[Board], problems: Sequence[str]) -> dict[str, bytes]:
+def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
     """Every file of the site by its relative path; `boards` must not be empty."""
     boards = sorted(boards, key=_prominence)
-    files = {f"assets/{path.name}": path.read_bytes() for path in sorted((_HERE / "static").iterdir())}
+    files = {f"assets/{path.name}": path.read_bytes() for path in sorted((HERE / "static").iterdir())}
     script = bundle.classic_script()
     if script is not None:
         files["assets/datatables.js"] = script
-    environment = _environment()
+    made = environment()
     shared = {"boards": boards, "problems": problems, "has_bundle": script is not None}
 
     def render(template: str, path: str, **values: object) -> None:
         root = "../" * path.count("/")
-        text = environment.get_template(template).render(root=root, here=path, **shared, **values)
-        files[path] = text.encode()
+        files[path] = made.get_template(template).render(root=root, here=path, **shared, **values).encode()
 
+    tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
     render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
-    cells = [cell for board in boards for row in (*board.rows, *board.others) for cell in row.cells]
-    render("papers.html.j2", "papers.html", papers=PAPERS, tables=paper_tables(cells))
-    render("about.html.j2", "about.html", facts=_all_facts(boards), command=_command)
+    render("papers.html.j2", "papers.html", papers=PAPERS, tables=tables)
+    render("about.html.j2", "about.html")
+    render("warnings.html.j2", "warnings.html", concerned=_concerned(boards))
+    render("dispute.html.j2", "dispute.html")
+    attacks = attack_pages(boards)
+    render("attacks.html.j2", "attacks.html", attacks=attacks)
+    for attack in attacks:
+        render("attack.html.j2", f"attack/{formats.file_name(attack.name)}.html", attack=attack)
+    _compare(boards, render)
+    shown = protocol_page.shown(boards)
+    render("protocols.html.j2", "protocols.html", protocols=shown, tracks=TRACKS)
+    render("submit.html.j2", "submit.html", suggested=protocol_page.suggested(shown))
+    for protocol in shown:
+        path = f"protocol/{formats.file_name(protocol.id)}"
+        thresholds, run = asdict(protocol.thresholds), {attack.name for attack in attacks}
+        render("protocol.html.j2", f"{path}.html", protocol=protocol, thresholds=thresholds, run=run)
+        files[f"{path}.json"] = protocol_page.as_json(protocol)
+    packed = []
     for board in boards:
         name = formats.file_name(board.id)
         render("board.html.j2", f"board/{name}.html", board=board, **_board_values(board))
         if board.protocol is not None:
-            files[f"board/{name}.csv"] = views.as_csv(board)
-        for defense in sorted({row.defense for row in (*board.rows, *board.others)}):
-            path = f"defense/{name}/{formats.file_name(defense)}.html"
-            rows = [row for row in (*board.rows, *board.others) if row.defense == defense]
-            sections = [_section(row, board, f"r{k}") for k, row in enumerate(rows)]
-            render("defense.html.j2", path, board=board, card=rows[0].card, defense=defense, sections=sections,
-                   command=_command(board.id, defense), **_facts(board))  # fmt: skip
+            for end, form in _EXPORTS.items():
+                files[f"board/{name}.{end}"] = form(board)
+        for defense, rows in _by_defense(board).items():
+            path = f"{name}/{formats.file_name(defense)}"
+            values = defense_page.values(board, rows, tables)
+            render("defense.html.j2", f"defense/{path}.html", board=board, **_facts(board), **values)
+            packed.append(archive.folder([cell for row in rows for cell in row.cells]))
+            files[f"records/{path}.zip"] = archive.zipped(packed[-1:])
+    files["records/all.zip"] = archive.zipped(packed)
+    files["purifybench.bib"] = bibtex(boards)
+    render("downloads.html.j2", "downloads.html", size=len(files["records/all.zip"]))
     return files
 
 
-def repeats_paper(board: Board) -> bool:
-    """Whether the board's numbers stand beside printed ones on the page "Papers"."""
-    return board.id.partition("+")[0] in papers.PROTOCOLS
+def _compare(boards: Sequence[Board], render: Render) -> None:
+    """The page on which to choose two defenses, and one for every defense against all others of its board."""
+    found = [(board, comparisons(board)) for board in boards if board.protocol]
+    found = [(board, [one for one in all_of_it if one.others]) for board, all_of_it in found]
+    shown = [(board, some, matrix(some)) for board, some in found if some]
+    render("compare.html.j2", "compare.html", compared=shown)
+    for board, some, _ in shown:
+        for defense in sorted({one.row.defense for one in some}):
+            own = [one for one in some if one.row.defense == defense]
+            path = f"compare/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
+            render("compare_one.html.j2", path, board=board, defense=defense, card=own[0].row.card, found=own)
+
+
+def _rows(board: Board) -> Iterable[Row]:
+    return (*board.rows, *board.others)
+
+
+def _by_defense(board: Board) -> dict[str, list[Row]]:
+    """The rows of each defense, in alphabetical order, each in the board's."""
+    names = sorted({row.defense for row in _rows(board)})
+    return {name: [row for row in _rows(board) if row.defense == name] for name in names}
 
 
 def _prominence(board: Board) -> tuple[object, ...]:
@@ -98,46 +117,15 @@ def _facts(board: Board) -> dict[str, object]:
     return {"facts": views.facts(board.protocol) if board.protocol else None}
 
 
-def _all_facts(boards: Sequence[Board]) -> dict[str, views.Facts]:
-    return {board.id: views.facts(board.protocol) for board in boards if board.protocol}
+def _concerned(boards: Sequence[Board]) -> dict[str, list[tuple[Board, Row]]]:
+    """The rows with a verdict of each rule."""
+    found: dict[str, list[tuple[Board, Row]]] = {}
+    for board in boards:
+        for row in board.rows:
+            for rule in dict.fromkeys(verdict.rule for verdict in row.verdicts):
+                found.setdefault(rule, []).append((board, row))
+    return found
 
 
 def _board_values(board: Board) -> dict[str, object]:
-    chart = views.board_chart(board, "board") if board.protocol else None
-    return {"chart": chart, "command": _command(board.id, "<defense>"), **_facts(board)}
-
-
-def _section(row: Row, board: Board, name: str) -> dict[str, object]:
-    """What a defense's page shows of one row; `name` is unique on the page."""
-    return {
-        "name": name,
-        "row": row,
-        "chart": views.defense_chart(row, board, f"{name}a"),
-        "curves": views.curves_chart(row, f"{name}l"),
-        "showcases": views.showcases(row),
-        "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
-        "distortions": views.distortions(row),
-        "lines": views.cell_lines(row),
-        "first": row.cells[0].record,
-        "weights": _weights(row),
-        "versions": _versions(row),
-    }
-
-
-def _weights(row: Row) -> list[tuple[int, str]]:
-    """The hashes of the defense's weights by seed; empty strings where it has none."""
-    return sorted({(cell.record.seed, cell.record.weights) for cell in row.cells})
-
-
-def _versions(row: Row) -> list[str]:
-    """The software, devices and commits that the cells cite, each once."""
-    runs = [cell.record.run for cell in row.cells]
-    names = {f"{name} {version}" for run in runs for name, version in run.versions.items()}
-    commits = {f"commit {run.commit[:12]}" for run in runs if run.commit}
-    return sorted(names) + sorted({f"on {run.device}" for run in runs}) + sorted(commits)
-
-
-def _command(protocol_id: str, defense: str) -> str:
-    """The command that makes the records again."""
-    base, _, limit = protocol_id.partition("+limit")
-    return f"purifybench run {defense} --protocol {base}" + (f" --limit {limit}" if limit else "")
+    return {"chart": views.board_chart(board, "board") if board.protocol else None, **_facts(board)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import median
 from typing import Literal
 
@@ -196,7 +197,7 @@ def _belongs_to(cell: Cell) -> tuple[object, ...]:
 def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     first = cells[0].record
     row = Row(first.defense, first.classifier, _seeds(cells), first.card, tuple(cells), "complete")
-    effort = protocol.effort(first.budget, stochastic=first.card.stochastic) if protocol else None
+    effort = _effort(protocol, first.budget, first.card.stochastic) if protocol else None
     if effort is None or (first.protocol_hash, first.n_examples) != (effort.hash, effort.n_examples):
         return replace(row, state="other_version")
     wanted = {spec.slug for spec in effort.attacks}
@@ -210,6 +211,11 @@ def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     )
     clashes = _clashes(counted)
     return replace(row, state="mixed", clashes=clashes) if clashes else _measured(row, counted, effort)
+
+
+@cache  # a protocol's hash takes a while
+def _effort(protocol: Protocol, budget: str, stochastic: bool) -> Protocol:
+    return protocol.effort(budget, stochastic=stochastic)
 
 
 def _seeds(cells: Iterable[Cell]) -> tuple[int, ...]:
@@ -308,7 +314,7 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     """The row with its verdicts, seed by seed against `identity`; without numbers where it breaks the contract."""
     if row.effort is None or row.state == "mixed" or not all(_clean(_of(row, seed)) for seed in row.seeds):
         return row
-    bare = next((other for other in rows if other.defense == BASELINE and _comparable(row, other)), None)
+    bare = next((other for other in rows if other.defense == BASELINE and comparable(row, other)), None)
     pairs = (
         (_of(row, seed), _of(bare, seed if seed in bare.seeds else bare.seeds[0]) if bare else []) for seed in row.seeds
     )
@@ -367,7 +373,7 @@ def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     if row.defense == BASELINE or row.radius is None:
         return None
     complete = (other for other in rows if other.defense == BASELINE and other.state == "complete")
-    return next((other for other in complete if _comparable(row, other)), None)
+    return next((other for other in complete if comparable(row, other)), None)
 
 
 def _gain(row: Row, rows: Sequence[Row]) -> Estimate | None:
@@ -378,7 +384,7 @@ def _gain(row: Row, rows: Sequence[Row]) -> Estimate | None:
     return _estimate([statistics.paired(row.radius, other.radius)], statistics.bootstrap)
 
 
-def _comparable(row: Row, other: Row) -> bool:
+def comparable(row: Row, other: Row) -> bool:
     """Whether two rows share the classifier's weights, and their first images."""
     first, second = row.cells[0], other.cells[0]
     n = min(row.n, other.n)

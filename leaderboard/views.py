@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +12,9 @@ from bench.protocol import TRACKS, AttackSpec, Protocol
 from bench.record import Cell
 from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
-from leaderboard.formats import attack_name, knowledge, radius, thousands
+from leaderboard.formats import attack_name, knowledge, thousands
 from leaderboard.pictures import data_uri
-from leaderboard.tables import ATTACKED, BASELINE, Board, Estimate, Row, cell_accuracy
+from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
 
 PLANNED: Mapping[str, str] = {
     "latent": "The attacker searches the defense's latent space.",
@@ -349,42 +347,9 @@ def _about_source(cell: Cell) -> dict[str, object]:
     return {**known, **({"source_queries": record.source_queries} if record.source_queries else {})}
 
 
-def as_csv(board: Board) -> bytes:
-    """The rows of a board as CSV with full precision, fractions in [0, 1]; text can never start a formula."""
-    assert board.protocol is not None
-    radii, headlines = board.protocol.linf_radii, board.protocol.headline_radii
-    names = ["mean_robust_radius", "gain", "clean_accuracy", *(f"robust_accuracy_at_{radius(eps)}" for eps in radii)]
-    names += ["l2_mean_robust_radius", *(f"{track}_accuracy_at_{radius(e)}" for track in ATTACKED for e in headlines)]
-    header = ["protocol", "rank", "unranked", "defense", "title", "classifier", "seeds", "state", "verdicts"]
-    header += ["failed_cells"]
-    header += ["budget", "units", "n_examples"]
-    header += [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
-    header += [f"strongest_attack_at_{radius(eps)}" for eps in headlines] + ["attack_rows", "attack_seconds"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in board.rows:
-        found = " ".join(f"{verdict.level}:{verdict.rule}" for verdict in row.verdicts)
-        line: list[object] = [
-            board.id, row.rank or "", board.why(row), row.defense, row.card.title, row.classifier,
-            " ".join(map(str, row.seeds)), row.state, found, len(row.failed), row.budget, f"{row.units:.6g}", row.n,
-        ]  # fmt: skip
-        tracks = [part for track in ATTACKED for part in row.tracks.get(track, (None,) * len(headlines))]
-        robust = row.robust or (None,) * len(radii)
-        for estimate in (row.mrr, row.gain, row.clean, *robust, row.l2_mrr, *tracks):
-            line += [f"{v:.6f}" for v in (estimate.value, estimate.low, estimate.high)] if estimate else ["", "", ""]
-        line += [strongest_name(one) for one in row.strongest or (None,) * len(headlines)]
-        writer.writerow([_plain(part) for part in [*line, row.attack_rows, f"{row.attack_seconds:.1f}"]])
-    return text.getvalue().encode()
-
-
 def strongest_name(strongest: Strongest | None) -> str:
     """The attack that broke most, in words: "APGD margin (white box, BPDA)"; empty for None."""
     return f"{attack_name(strongest.kind.attack)} ({knowledge(strongest.kind)})" if strongest else ""
-
-
-def _plain(part: object) -> object:
-    return f"'{part}" if isinstance(part, str) and part[:1] in ("=", "+", "-", "@", "\t", "\r") else part
 
 
 def sparkline(accuracy: Sequence[float], radii: Sequence[float]) -> str:

@@ -67,7 +67,8 @@ def visit(browser: Any, site: Path) -> Iterator[Any]:
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda problem: complaints.append(str(problem)))
         page.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
-        page.goto((site / path).as_uri())
+        name, _, query = path.partition("?")
+        page.goto(f"{(site / name).as_uri()}{query and '?'}{query}")
         if enhanced and page.locator("table[data-enhance]").count():
             page.wait_for_selector(".enhanced .dt-search input")
         return page
@@ -211,10 +212,51 @@ def test_a_narrow_window_starts_with_fewer_columns_and_can_show_all(visit: Any) 
     assert visit(width=390, enhanced=False).locator(heading.format("0.2")).count() == 1
 
 
+def test_a_reason_opens_without_javascript(visit: Any) -> None:
+    page = visit(enhanced=False)
+    page.get_by_role("button", name="jitter").click()
+    assert page.get_by_text("A small shift costs too much.").is_visible()
+    assert not page.locator(".filters").is_visible()
+
+
+def test_the_view_lives_in_the_address(visit: Any) -> None:
+    page = visit()
+    page.get_by_label("Verdict").select_option("no warning")
+    page.locator("#board thead th[data-name='clean accuracy']").click()
+    page.locator(".dt-search input").fill("identity")
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_text("gain over no defense", exact=True).click()
+    page.wait_for_function("location.search.includes('hide')")
+    assert names(page) == ["identity", "identity_vae"]
+    again = visit(page.url.rsplit("/", 1)[1])
+    assert again.url == page.url and names(again) == names(page)
+    assert again.locator("#board th[data-name='clean accuracy']").get_attribute("aria-sort") == "descending"
+    assert not again.locator("#board th[data-name='gain over no defense']").is_visible()
+    assert again.get_by_label("Verdict").input_value() == "no warning"
+    assert again.locator("[data-rows]").inner_text() == "2 of 5 rows"
+    again.get_by_role("button", name="Clear").click()
+    again.wait_for_function("document.querySelectorAll('#board tbody tr').length === 5")
+    assert "doubt" not in again.url and "search" not in again.url
+
+
+def test_an_address_with_nonsense_shows_the_plain_board(visit: Any) -> None:
+    page = visit("index.html?sort=nothing:up&kind=%3Cscript%3E&hide=defense,x&doubt=never")
+    assert names(page) == ["identity_vae", "kmeans", "identity", "masked", "torn"]
+
+
 def test_a_warning_is_seen_on_the_board_and_told_on_the_page(visit: Any) -> None:
     page = visit()
     row = page.locator("#board tbody tr", has=page.locator("code", has_text="masked"))
     assert "upper bound, unverified" in row.inner_text() and "jitter" in row.inner_text()
-    assert row.locator("[title='A small shift costs too much.']").is_visible()
+    why = row.get_by_text("A small shift costs too much.")
+    assert not why.is_visible()
+    row.get_by_role("button", name="jitter").hover()
+    assert why.is_visible()
+    page.mouse.move(0, 0)
+    why.wait_for(state="hidden")
+    row.get_by_role("button", name="jitter").focus()
+    assert why.is_visible()
+    page.keyboard.press("Escape")
+    assert not why.is_visible()
     row.get_by_role("link", name="Masked").click()
     assert page.locator(".verdicts .is-warning").inner_text().count("A small shift costs too much.") == 1

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import fake_records
 import numpy as np
 import pytest
 from markupsafe import escape
+from sites import DEEP, HOSTILE, PGD, QUICK, TINY, deep_cells, pages, row_of, tags_of, text_of, tiny_cells
 
 from bench import protocol as protocols
 from bench import statistics, verdicts
@@ -23,41 +23,10 @@ from bench.errors import BenchError
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
 from bench.verdicts import RULES, Level, Verdict
-from leaderboard import bundle, formats, gather, pictures, tables, views
+from leaderboard import bundle, facets, figures, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported
 from leaderboard.tables import Estimate
-
-QUICK = protocols.get("digits-v1-quick")
-TINY = Protocol(
-    id="tiny-v1", dataset="digits", n_examples=10, linf_radii=(0.1, 0.2), ranked=True, purpose="For tests.",
-    headline_radii=(0.1, 0.2),
-    attacks=(
-        AttackSpec("none", "clean"),
-        AttackSpec("pgd", "gray_box", "linf", 0.1, (("steps", 3),)),
-        AttackSpec("pgd", "gray_box", "linf", 0.2, (("steps", 3),)),
-    ),
-)  # fmt: skip
-PGD = (("steps", 3),)
-DEEP = Protocol(
-    id="deep-v1", dataset="digits", n_examples=10, linf_radii=(0.1, 0.2), ranked=True, headline_radii=(0.1, 0.2),
-    attacks=(
-        AttackSpec("none", "clean"),
-        *(AttackSpec("fgsm", "gray_box", "linf", eps) for eps in (0.1, 0.2)),
-        AttackSpec("apgd_margin", "transfer", "linf", 0.2, PGD, source="identity_vae"),
-        AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "autograd", n_examples=6, variant="cold"),
-        AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "autograd", n_examples=3, variant="twice"),
-        *(AttackSpec("apgd_margin", "white_box", "linf", eps, PGD, "bpda", cascade=True) for eps in (0.1, 0.2)),
-    ),
-    efforts=(
-        Effort("cheap", True, 6, (
-            AttackSpec("none", "clean"),
-            *(AttackSpec("apgd_margin", "white_box", "linf", eps, PGD, "autograd") for eps in (0.1, 0.2)),
-        )),
-    ),
-)  # fmt: skip
-VOID = {"meta", "link", "img", "br", "input", "path", "rect", "circle"}
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac"
 
 
 @pytest.fixture
@@ -86,83 +55,6 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "records")
 
 
-def tiny_cells(store: Store, defense: str, rights: list[list[int]], **changes: object) -> None:
-    """Save the three cells of TINY with the given outcome of each image."""
-    for spec, right in zip(TINY.attacks, rights, strict=True):
-        arrays = {"correct": np.array(right, np.float32)}
-        store.save(fake_records.cell(TINY, defense, spec, arrays=arrays, **changes))
-
-
-def deep_cells(store: Store, defense: str = "kmeans") -> None:
-    """The cells of DEEP for a deterministic defense, counted by hand: each digit is an image, a dash not attacked."""
-    for spec, right in zip(
-        DEEP.attacks,
-        (
-            "1111111110",  # clean
-            "0111111110",  # FGSM at .1
-            "0011111110",  # and at .2
-            "1111101110",  # transferred
-            "110011----",  # cold, on the first six
-            "100-------",  # twice the steps, on the first three
-            "-10111111-",  # cascade at .1: what FGSM at .1 left; breaks image 2
-            "----1-100-",  # cascade at .2: what stands; breaks 7 and 8
-        ),
-        strict=True,
-    ):
-        attacked = np.array([mark != "-" for mark in right])
-        correct = np.array([float(mark) if mark != "-" else np.nan for mark in right], np.float32)
-        distance = np.where(attacked, spec.eps or 0, np.inf).astype(np.float32)
-        arrays = {"attacked": attacked, "correct": correct, "linf": distance, "l2": distance}
-        made = fake_records.cell(DEEP, defense, spec, arrays=arrays)
-        shown = made.outcomes.exhibits[:, : 8 if attacked[:8].all() else 0]  # pictures of all eight, or none
-        store.save(fake_records.cell(DEEP, defense, spec, arrays=arrays | {"exhibits": shown}))
-
-
-def pages(out: Path) -> dict[str, str]:
-    return {path.relative_to(out).as_posix(): path.read_text() for path in sorted(out.rglob("*.html"))}
-
-
-def text_of(html: str) -> str:
-    """The visible words of a page, with single spaces."""
-    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", " ", html))
-
-
-def row_of(html: str, defense: str) -> str:
-    """The board's row of a defense, as text."""
-    rows = re.findall(r"<tr class=.*?</tr>", html, flags=re.DOTALL)
-    return text_of(next(row for row in rows if f"<code>{defense}</code>" in row))
-
-
-class Tags(HTMLParser):
-    """Collects elements and their attributes, and checks that they nest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-            self.open.pop()
-
-
-def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
-    parser = Tags()
-    parser.feed(html)
-    parser.close()
-    assert not parser.open
-    return parser.found
-
-
 def test_same_records_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> None:
     sites = []
     for place in ("here", "elsewhere/deeper"):
@@ -172,6 +64,7 @@ def test_same_records_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> N
         out = tmp_path / place / "site"
         build([store], out)
         first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        figures._chart.cache_clear()  # draw everything again
         build([store], out)
         assert first == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         sites.append({path.relative_to(out): data for path, data in first.items()})
@@ -221,7 +114,7 @@ def test_a_warning_takes_the_rank_and_says_why(
     html = pages(out)["index.html"]
     shown = row_of(html, "masked")
     assert "upper bound, unverified" in shown and shown.count("⚠ black box beats white box") == 1
-    assert 'title="Black box beats &lt;white&gt; box."' in html
+    assert ">Black box beats &lt;white&gt; box.</span>" in html
     assert "It is honest." not in html
     detail = text_of(pages(out)["defense/tiny-v1/masked.html"])
     for part in ("Upper bound, unverified", "Black box beats &lt;white&gt; box.", "loss 0.25", "A.clean.none.seed0"):
@@ -267,9 +160,29 @@ def test_verdicts_compare_with_identity_seed_by_seed(
     }  # fmt: skip
 
 
+def test_a_board_is_filtered_by_what_its_rows_differ_in(
+    tiny: Protocol, store: Store, tmp_path: Path, verdict: Callable[..., None]
+) -> None:
+    fake_records.save(store, TINY, ["identity", "masked"])
+    trained = fake_records.card("trained", kind="hardened", trained_on="PGD images of itself")
+    fake_records.save(store, TINY, ["trained"], card=trained)
+    verdict("masked", "warning")
+    board = tables.board(TINY.id, store.cells())
+    assert [(facet.key, facet.values) for facet in facets.facets(board)] == [
+        ("kind", ("hardened", "purifier")), ("training", ("attacked images", "clean images or nothing")),
+        ("doubt", ("no warning", "upper bound, unverified")),
+    ]  # fmt: skip
+    html = build([store], tmp_path / "site").read_text()
+    assert re.findall(r'<select name="(\w+)">', html) == ["kind", "training", "doubt"]
+    (row,) = [
+        attributes for tag, attributes in tags_of(html) if tag == "tr" and attributes.get("data-kind") == "hardened"
+    ]
+    assert (row["data-training"], row["data-random"], row["data-classifier"]) == ("attacked images", "no", "A")
+
+
 def test_every_rule_is_explained(tiny: Protocol, store: Store, tmp_path: Path) -> None:
     fake_records.save(store, TINY, ["identity"])
-    page = (build([store], tmp_path / "site").parent / "about.html").read_text()
+    page = (build([store], tmp_path / "site").parent / "warnings.html").read_text()
     assert all(f'id="rule-{rule}"' in page and str(escape(text)) in page for rule, text in RULES.items())
 
 
@@ -324,7 +237,7 @@ def test_rows_of_different_efforts_are_compared_on_the_images_that_both_have(
     out = build([store], tmp_path / "site").parent
     assert "n = 6" in row_of(pages(out)["index.html"], "noisy")
     assert "n = 10" in row_of(pages(out)["index.html"], "identity")
-    about = text_of((out / "about.html").read_text())
+    about = text_of((out / "protocol/deep-v1.html").read_text())
     assert "Cheap, random: 6 images, 3 cells" in about and "what still stands" in about
 
 
@@ -646,22 +559,22 @@ def test_a_board_without_an_attacker_who_knows_the_defense_says_so(
     fake_records.save(store, tiny, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
-        if name not in ("about.html", "papers.html"):
+        if name.startswith(("index", "board/", "defense/", "attack/", "compare/")):
             shown = text_of(html)
             assert "no attacker on this board knows that a defense exists" in shown
             assert tiny.purpose in shown
-            assert "white box" in shown
+            assert "white box" in shown or name.startswith(("attack/", "compare/"))
 
 
 def test_a_smoke_test_says_so_and_names_what_it_does_not_measure(store: Store, tmp_path: Path) -> None:
     fake_records.save(store, QUICK, ["identity"])
     out = build([store], tmp_path / "site").parent
     for name, html in pages(out).items():
-        if name not in ("about.html", "papers.html"):
+        if name.startswith(("index", "board/", "defense/", "attack/", "compare/")):
             shown = text_of(html)
             assert "no attacker on this board knows that a defense exists" not in shown
             assert QUICK.purpose in shown
-            assert "query" in shown
+            assert "query" in shown or name.startswith(("attack/", "compare/"))
     assert "white box, BPDA" in text_of(pages(out)["defense/digits-v1-quick/identity.html"])
     assert "smoke test" in row_of(pages(out)["index.html"], "identity")
 
@@ -712,18 +625,20 @@ def test_a_title_cannot_become_a_formula(tiny: Protocol, store: Store, tmp_path:
 def test_pages_load_nothing_from_elsewhere_and_every_link_leads_somewhere(store: Store, tmp_path: Path) -> None:
     fake_records.save(store, QUICK, ["identity", "kmeans"])
     out = build([store], tmp_path / "site").parent
-    for name, html in pages(out).items():
-        ids = [attributes["id"] for _, attributes in tags_of(html) if "id" in attributes]
-        assert len(ids) == len(set(ids)), name
-        for tag, attributes in tags_of(html):
+    parsed = {(out / name).resolve(): tags_of(html) for name, html in pages(out).items()}
+    ids = {path: [attributes["id"] for _, attributes in tags if "id" in attributes] for path, tags in parsed.items()}
+    for path, tags in parsed.items():
+        assert len(ids[path]) == len(set(ids[path])), path
+        for tag, attributes in tags:
             for address in filter(None, (attributes.get("src"), attributes.get("href"), attributes.get("xlink:href"))):
-                if address.startswith("#"):
-                    assert address[1:] in ids
-                elif not address.startswith("data:image/png;") and not (
-                    tag == "a" and address.startswith(("https://arxiv", "https://github.com/"))
-                ):
-                    assert re.match(r"[a-z.]", address) and ":" not in address
-                    assert (out / name).parent.joinpath(address).resolve().is_file(), (name, address)
+                is_outside = tag == "a" and address.startswith(("https://arxiv", "https://github.com/"))
+                if is_outside or address.startswith("data:image/png;"):
+                    continue
+                assert re.match(r"[a-z.#]", address) and ":" not in address
+                name, _, anchor = address.partition("#")
+                target = path.parent.joinpath(name).resolve() if name else path
+                assert target.is_file(), (path, address)
+                assert not anchor or anchor in ids[target], (path, address)
     for path in out.rglob("*.css"):
         assert "url(" not in path.read_text() and "@import" not in path.read_text()
 

@@ -28,6 +28,53 @@ for (const scroller of document.querySelectorAll(".scroller")) {
   // A text that starts like a formula is never one in a spreadsheet; a number may start with a minus.
   const plain = (text) => (/^[=+@\t\r]|^-(?![\d.])/.test(text) ? `'${text}` : text);
 
+  // Filters, sort, search and columns of one table: taken from the address, and written to it whenever they change.
+  function keepView(grid, form, isRoomy) {
+    const asked = window.purifybenchView.read();
+    const headers = grid.columns().header().toArray();
+    const names = headers.map((header) => header.dataset.name);
+    const facets = form ? [...form.querySelectorAll("select")] : [];
+    const count = form && form.querySelector("[data-rows]");
+
+    for (const select of facets) select.value = asked.get(select.name) || "";
+    for (const select of facets) if (select.selectedIndex < 0) select.value = "";
+    grid.search.fixed("facets", (_text, _data, index) => {
+      const row = grid.row(index).node();
+      return facets.every((select) => !select.value || row.dataset[select.name] === select.value);
+    });
+    if (asked.get("search")) grid.search(asked.get("search"));
+    for (const [word, isShown] of [["hide", false], ["show", true]]) {
+      for (const name of (asked.get(word) || "").split(",")) {
+        if (names.includes(name) && name !== "defense") grid.column(names.indexOf(name)).visible(isShown);
+      }
+    }
+    const [column, direction] = (asked.get("sort") || "").split(":");
+    if (names.includes(column)) grid.order([names.indexOf(column), direction === "asc" ? "asc" : "desc"]);
+    grid.draw();
+
+    const changed = (isShown) =>
+      names.filter((_, k) => grid.column(k).visible() === isShown && isRoomy(headers[k]) !== isShown).join(",");
+    const tell = () => {
+      const [order] = grid.order();
+      const parameters = {
+        sort: order && order[1] ? `${names[order[0]]}:${order[1]}` : "",
+        search: grid.search(),
+        hide: changed(false),
+        show: changed(true),
+      };
+      for (const select of facets) parameters[select.name] = select.value;
+      window.purifybenchView.write(parameters);
+      if (count) count.textContent = `${grid.rows({ search: "applied" }).count()} of ${grid.rows().count()} rows`;
+    };
+    grid.on("order search column-visibility draw", tell);
+    tell();
+    if (!form) return;
+    form.hidden = false;
+    form.addEventListener("change", () => grid.draw());
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("reset", () => window.setTimeout(() => grid.search("").draw()));
+  }
+
   function enhance(table) {
     const exported = {
       columns: ":visible:not(.spark)",
@@ -70,9 +117,11 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     wrapper.append(table);
     box.classList.add("enhanced");
     // What a narrow window has no room for starts hidden; the Columns button brings it back.
+    const isRoomy = (header) => window.innerWidth >= Number(header.dataset.from || 0);
     grid.columns().every(function () {
-      if (window.innerWidth < Number(this.header().dataset.from || 0)) this.visible(false);
+      if (!isRoomy(this.header())) this.visible(false);
     });
+    if ("view" in table.dataset) keepView(grid, table.closest("section").querySelector(".filters"), isRoomy);
     for (const header of fixed) header.classList.add("unsortable");
   }
 

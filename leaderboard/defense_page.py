@@ -1,0 +1,82 @@
+"""What the page of one defense under one protocol is given: a section for each of its rows, and what papers printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from leaderboard import commands, views
+from leaderboard.breakers import breakers
+from leaderboard.counterparts import DEFENSES
+from leaderboard.paper_tables import PaperTable
+from leaderboard.tables import Board, Row
+
+
+@dataclass(frozen=True)
+class Printed:
+    """How many numbers one table of a paper prints of a defense, under the paper's own name for it."""
+
+    table: str
+    defense: str
+    numbers: int
+    measured: int
+
+
+def printed(tables: Iterable[PaperTable], defense: str) -> list[Printed]:
+    """The papers' tables that print numbers of `defense`."""
+    found = []
+    for table in tables:
+        for place, column in enumerate(table.columns):
+            shown = [row.cells[place] for row in table.rows if DEFENSES.get(column.defense) == defense]
+            lines = [one.line for one in shown if one is not None]
+            if lines:
+                measured = sum(line.measured is not None for line in lines)
+                found.append(Printed(table.name, column.defense, len(lines), measured))
+    return found
+
+
+def values(board: Board, rows: Sequence[Row], tables: Iterable[PaperTable]) -> dict[str, object]:
+    """What the template is given for the `rows` of one defense on `board`."""
+    defense = rows[0].defense
+    return {
+        "defense": defense,
+        "card": rows[0].card,
+        "sections": [_section(row, board, f"r{k}") for k, row in enumerate(rows)],
+        "printed": printed(tables, defense),
+    }
+
+
+def _section(row: Row, board: Board, name: str) -> dict[str, object]:
+    """What the page shows of one row; `name` is unique on the page."""
+    first = row.cells[0].record
+    usual = board.protocol.classifiers[0] if board.protocol else first.classifier
+    seeds = max(row.seeds) + 1
+    return {
+        "name": name,
+        "row": row,
+        "chart": views.defense_chart(row, board, f"{name}a"),
+        "curves": views.curves_chart(row, f"{name}l"),
+        "showcases": views.showcases(row),
+        "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
+        "breakers": breakers(row),
+        "distortions": views.distortions(row),
+        "lines": views.cell_lines(row),
+        "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},
+        "command": commands.of_row(first, seeds, usual),
+        "first": first,
+        "weights": _weights(row),
+        "versions": _versions(row),
+    }
+
+
+def _weights(row: Row) -> list[tuple[int, str]]:
+    """The hashes of the defense's weights by seed; empty strings where it has none."""
+    return sorted({(cell.record.seed, cell.record.weights) for cell in row.cells})
+
+
+def _versions(row: Row) -> list[str]:
+    """The software, devices and commits that the cells cite, each once."""
+    runs = [cell.record.run for cell in row.cells]
+    names = {f"{name} {version}" for run in runs for name, version in run.versions.items()}
+    commits = {f"commit {run.commit[:12]}" for run in runs if run.commit}
+    return sorted(names) + sorted({f"on {run.device}" for run in runs}) + sorted(commits)

@@ -1,0 +1,55 @@
+"""How templates are read: escaped everywhere, strict about names, with the filters that write numbers and names."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench import papers
+from bench.protocol import BUDGETS
+from bench.verdicts import RULES
+from leaderboard import commands, facets, formats, sentences, views
+from leaderboard.figures import Chart
+from leaderboard.tables import ATTACKED, BASELINE, Board
+
+HERE = Path(__file__).parent
+_FILTERS = (
+    formats.percent, formats.percent_range, formats.decimal, formats.decimal_range, formats.signed,
+    formats.signed_range, formats.points, formats.points_range, formats.p_value, formats.radius,
+    formats.thousands, formats.words, formats.parameters,
+    formats.web_link, formats.paper_name, formats.file_name, formats.listing,
+    formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
+    formats.duration, formats.file_size, formats.units, formats.level, formats.clash_name,
+    views.attack_groups, views.sparkline,
+    views.track_meaning, views.strongest_name, views.efforts, views.reductions, facets.answers, facets.facets,
+    sentences.verdict_in_two,
+)  # fmt: skip
+
+
+@cache
+def environment() -> Environment:
+    """The environment of all templates. Raises jinja2.UndefinedError where a template uses a name that is not given."""
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE / "templates"),
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters.update({function.__name__: function for function in _FILTERS})
+    made.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper, "protocol_facts": views.facts}
+    made.globals |= {
+        "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,
+        "command": commands.whole,
+    }  # fmt: skip
+    return made
+
+
+def _drawn(chart: Chart) -> Markup:
+    """A chart's SVG, the only text that reaches a page unescaped: figures.py puts no text of a record into it."""
+    return Markup(chart.svg)
+
+
+def repeats_paper(board: Board) -> bool:
+    """Whether the board's numbers stand beside printed ones on the page "Papers"."""
+    return board.id.partition("+")[0] in papers.PROTOCOLS

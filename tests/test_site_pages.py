@@ -1,0 +1,257 @@
+"""The pages beside the board: sentences, what broke a defense, comparisons, attacks, archives, counted by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import fake_records
+import numpy as np
+import pytest
+from sites import DEEP, TINY, deep_cells, pages, text_of, tiny_cells
+
+from bench import protocol as protocols
+from bench import statistics, verdicts
+from bench.protocol import Protocol
+from bench.record import Store
+from bench.verdicts import Verdict
+from leaderboard import archive, attack_page, breakers, commands, compare, defense_page, sentences, tables
+from leaderboard.build import build
+from leaderboard.paper_tables import paper_tables
+
+ALL, NONE, HALF = [1] * 10, [0] * 10, [1] * 5 + [0] * 5
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small protocols are the only ones, and made-up numbers get no verdicts."""
+    monkeypatch.setattr(protocols, "PROTOCOLS", {TINY.id: TINY, DEEP.id: DEEP})
+    monkeypatch.setattr(verdicts, "verdicts", lambda *_: ())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "records")
+
+
+def rows(protocol: Protocol, store: Store) -> dict[str, tables.Row]:
+    return {row.defense: row for row in tables.board(protocol.id, store.cells(protocol.id)).rows}
+
+
+def test_two_sentences_say_what_blind_attackers_leave_and_what_the_worst_does(store: Store) -> None:
+    tiny_cells(store, "identity", [ALL, NONE, NONE])
+    tiny_cells(store, "good", [ALL, ALL, HALF])
+    tiny_cells(store, "same", [ALL, NONE, NONE])
+    tiny_cells(store, "worse", [NONE, NONE, NONE])
+    found = {name: " ".join(sentences.verdict_in_two(row)) for name, row in rows(TINY, store).items()}
+    low, high = statistics.wilson(5, 10)
+    half = f"50.0\u202f% of the images right ({100 * low:.1f}–{100 * high:.1f}, n = 10) at ε = 0.2"
+    # identity: 0.25; good: (1 + 1) / 2 * 0.1 + (1 + 0.5) / 2 * 0.1 over 0.2 = 0.875
+    assert found["good"].startswith(
+        f"Attackers who do not know the defense leave {half}. The worst attack on each image"
+    )
+    assert "it gains +0.625 of mean robust radius" in found["good"]
+    assert "it cannot be told from no defense, +0.000" in found["same"]
+    assert "it is worse than no defense by −0.250" in found["worse"]
+    assert found["identity"].startswith("This is the classifier without a defense.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "an upper bound, unverified (jitter)"), ({"budget": "search"}, "an upper bound, from a reduced budget")],
+)
+def test_the_verdict_says_why_it_may_be_too_good(
+    changes: dict[str, Any], said: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = (Verdict("jitter", "warning", "Why.", {}, ()),)
+    monkeypatch.setattr(verdicts, "verdicts", lambda *_: () if changes else warned)
+    tiny_cells(store, "kmeans", [ALL, ALL, HALF], **changes)
+    assert sentences.verdict_in_two(rows(TINY, store)["kmeans"])[-1].endswith(f"; even that is {said}.")
+
+
+def test_a_row_without_numbers_has_no_sentence(store: Store) -> None:
+    fake_records.save(store, TINY, ["torn"], skip=["gray_box.pgd.linf-0.2"])
+    assert sentences.verdict_in_two(rows(TINY, store)["torn"]) == ()
+
+
+def test_every_broken_image_is_put_down_to_the_first_attack(store: Store, tmp_path: Path) -> None:
+    deep_cells(store)
+    found = breakers.breakers(rows(DEEP, store)["kmeans"])
+    assert found is not None
+    # at .1: FGSM 0, the cascade 2; at .2: FGSM 0 and 1, transfer 5, cold 2 and 3, the cascade 7 and 8
+    assert {(one.kind.attack, one.kind.track, one.kind.route): one.broken for one in found.attacks} == {
+        ("fgsm", "gray_box", ""): (1, 2), ("apgd_margin", "transfer", ""): (0, 1),
+        ("apgd_margin", "white_box", "autograd"): (0, 2), ("apgd_margin", "white_box", "bpda"): (1, 2),
+    }  # fmt: skip
+    assert (found.total, found.right, found.most) == ((2, 7), 9, (1, 2))
+    detail = text_of(pages(build([store], tmp_path / "site").parent)["defense/deep-v1/kmeans.html"])
+    assert "What broke it first" in detail and "7 of 9" in detail
+
+
+def test_two_defenses_are_compared_image_by_image(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    tiny_cells(store, "strong", [ALL, ALL, ALL])
+    tiny_cells(store, "other", [ALL, HALF[::-1], NONE])
+    board = tables.board(TINY.id, store.cells())
+    found = {one.row.defense: one for one in compare.comparisons(board)}
+    strong, bare, other = (found[name].row for name in ("strong", "identity", "other"))
+    against = found["strong"].against(bare)
+    assert against is not None and strong.radius is not None and bare.radius is not None
+    assert (against.n, against.mrr.value) == (10, pytest.approx(0.5))  # 1 minus (0.75 + 0.25) / 2
+    assert (against.mrr.low, against.mrr.high) == pytest.approx(statistics.bootstrap(strong.radius - bare.radius))
+    assert [gap.value for gap in against.accuracy] == pytest.approx([0, 0.5, 1])
+    assert (against.mrr.word, against.counts) == ("better", (compare.Counts(5, 5, 0, 0), compare.Counts(0, 10, 0, 0)))
+    back = found["identity"].against(strong)
+    assert back is not None and (back.mrr.word, back.mrr.p) == ("worse", pytest.approx(against.mrr.p))
+    tied = found["other"].against(bare)
+    assert tied is not None and (tied.mrr.value, tied.mrr.p, tied.mrr.word) == (0, 1, "tied")
+    assert tied.counts[0] == compare.Counts(0, 5, 5, 0) and other is found["other"].row
+    out = build([store], tmp_path / "site").parent
+    assert "▲ +0.500" in pages(out)["compare.html"]
+    page = text_of(pages(out)["compare/tiny-v1/strong.html"])
+    assert "▲ better" in page and "+100.0" in page and "10, 0" in page
+
+
+def test_the_test_of_a_comparison_is_that_of_the_ranks() -> None:
+    first = np.random.default_rng(0).random((2, 50))
+    gap = first[0] - first[1]
+    means = statistics.resampled_means(first)
+    assert statistics.resampled_means(gap) == pytest.approx(means[:, 0] - means[:, 1])
+    p = statistics.p_value(float(gap.mean()), means[:, 0] - means[:, 1])
+    better = statistics.ranks({"a": first[0], "b": first[1]}, level=p * 1.01)
+    assert sorted(better.values()) == [1, 2]
+    assert statistics.ranks({"a": first[0], "b": first[1]}, level=p * 0.99) == {"a": 1, "b": 1}
+
+
+def test_defenses_on_other_classifier_weights_are_not_compared(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    tiny_cells(store, "kmeans", [ALL, ALL, ALL], classifier_weights="another")
+    assert all(one.others == () for one in compare.comparisons(tables.board(TINY.id, store.cells())))
+    assert "No board holds two defenses" in text_of(
+        (build([store], tmp_path / "site").parent / "compare.html").read_text()
+    )
+
+
+def test_an_attack_page_counts_over_defenses(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    tiny_cells(store, "strong", [ALL, ALL, ALL])
+    tiny_cells(store, "third", [ALL, ALL, HALF])
+    deep_cells(store)
+    boards = [tables.board(name, store.cells(name)) for name in (TINY.id, DEEP.id)]
+    found = {page.name: page for page in attack_page.attack_pages(boards)}
+    assert list(found) == ["none", "fgsm", "pgd", "apgd_margin"]  # the catalogue's order
+    (pgd,) = found["pgd"].boards
+    small, large = pgd.settings
+    assert (small.spec.eps, small.left, small.defenses) == (0.1, (0.5, 1, 1), 3)
+    assert (large.left, large.broke, large.linf) == ((0, 0.5, 1), None, pytest.approx(0.2))
+    assert (large.forward, large.backward) == (4, 3)
+    (kind,) = pgd.kinds
+    assert kind.eps == 0.2 and [one.left[0].value for one in pgd.rows if one.left[0]] == [1, 0.5, 0]
+    (deep,) = found["apgd_margin"].boards
+    assert [setting.broke for setting in deep.settings if setting.broke] == [(1, 8), (2, 4)]
+    assert {(kind.track, kind.route) for kind in deep.kinds} == {("transfer", ""), ("white_box", "autograd")}
+    out = build([store], tmp_path / "site").parent
+    assert "broke 2 of 4" in text_of(pages(out)["attack/apgd_margin.html"])
+    assert 'href="attack/pgd.html"' in pages(out)["attacks.html"]
+
+
+def test_an_archive_is_a_folder_of_the_same_records(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    tiny_cells(store, "kmeans", [ALL, ALL, NONE])
+    out = build([store], tmp_path / "site").parent
+    with zipfile.ZipFile(out / "records/all.zip") as file:
+        file.extractall(tmp_path / "taken")
+    again = Store(tmp_path / "taken")
+    assert [cell.record for cell in again.cells()] == [cell.record for cell in store.cells()]
+    assert again.problems == []
+    first, second = (sorted(path.rglob("*.json")) for path in (store.root, again.root))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    with zipfile.ZipFile(out / "records/tiny-v1/kmeans.zip") as file:
+        assert {name.split("/")[1] for name in file.namelist()} == {"kmeans"} and len(file.namelist()) == 4
+
+
+def test_an_archive_does_not_depend_on_the_order(store: Store) -> None:
+    tiny_cells(store, "kmeans", [ALL, HALF, NONE])
+    cells = list(store.cells())
+    packed = archive.zipped([archive.folder(cells)])
+    assert packed == archive.zipped([archive.folder(cells[::-1])])
+    assert zipfile.ZipFile(io.BytesIO(packed)).testzip() is None
+
+
+def test_commands_make_a_cell_again() -> None:
+    def record(**changes: Any) -> Any:
+        spec = changes.pop("spec", TINY.attacks[1])
+        return fake_records.cell(TINY.limited(5), "my_defense", spec, recipe="fast", **changes).record
+
+    whole = "purifybench run my_defense --protocol tiny-v1 --limit 5 --recipe fast"
+    assert commands.of_row(record(), 1, "A") == whole
+    assert commands.of_cell(record(), 3, "A") == f"{whole} --seeds 3 --tracks gray_box --attacks pgd"
+    assert commands.of_row(record(classifier="B"), 1, "A") == f"{whole} --classifier B"
+    assert commands.of_cell(record(spec=DEEP.attacks[-1]), 1, "A") == whole  # a cascade needs what came before it
+    hostile = fake_records.cell(TINY, "x; rm -rf ~", TINY.attacks[1], recipe="$(reboot)").record
+    assert commands.of_row(hostile, 1, "A") == "purifybench run 'x; rm -rf ~' --protocol tiny-v1 --recipe '$(reboot)'"
+
+
+def test_a_defense_names_the_tables_that_print_it() -> None:
+    found = defense_page.printed(paper_tables([]), "defense_vae")
+    assert {one.defense for one in found} == {"MAD-VAE vanilla (Defense-VAE)"}
+    assert sum(one.numbers for one in found) == 13 and not any(one.measured for one in found)
+    assert defense_page.printed(paper_tables([]), "kmeans") == []
+
+
+def test_a_board_is_exported_with_the_same_numbers_thrice(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    tiny_cells(store, "kmeans", [ALL, ALL, HALF], card=fake_records.card("kmeans", title="a_b & 50% \\x{"))
+    out = build([store], tmp_path / "site").parent
+    data = json.loads((out / "board/tiny-v1.json").read_text())
+    assert (data["protocol"], data["hash"]) == (TINY.id, TINY.hash)
+    first = data["rows"][0]
+    assert (first["defense"], first["rank"], first["robust_accuracy_at_0.2"]) == ("kmeans", 1, 0.5)
+    lines = list(csv.DictReader(io.StringIO((out / "board/tiny-v1.csv").read_text())))
+    assert list(lines[0]) == list(first)
+    assert float(lines[1]["mean_robust_radius"]) == data["rows"][1]["mean_robust_radius"] == 0.5
+    table = (out / "board/tiny-v1.tex").read_text()
+    assert r"a\_b \& 50\% \textbackslash{}x\{ & 100.0 & 100.0 & 50.0 & 0.875 [" in table
+    assert rf"No defense & 100.0 & 50.0 & $\leq${100 * statistics.wilson(0, 10)[1]:.1f} & 0.500 [" in table
+
+
+def test_what_is_not_known_is_empty_in_the_exports(store: Store, tmp_path: Path) -> None:
+    fake_records.save(store, TINY, ["torn"], skip=["gray_box.pgd.linf-0.2"])
+    out = build([store], tmp_path / "site").parent
+    (row,) = json.loads((out / "board/tiny-v1.json").read_text())["rows"]
+    assert (row["rank"], row["mean_robust_radius"], row["state"]) == (None, None, "incomplete")
+    assert "torn" not in (out / "board/tiny-v1.tex").read_text().lower()
+
+
+def test_citations_cannot_be_broken_out_of(store: Store, tmp_path: Path) -> None:
+    card = fake_records.card("kmeans", title="}, note={evil", paper="https://arxiv.org/abs/1805.06605")
+    tiny_cells(store, "kmeans", [ALL, ALL, ALL], card=card)
+    text = (build([store], tmp_path / "site").parent / "purifybench.bib").read_text()
+    assert text.count("@misc{") == 2 and TINY.hash[:16] in text and "eprint = {1805.06605}" in text
+    plain = text.replace(r"\{", "").replace(r"\}", "")
+    assert plain.count("{") == plain.count("}") and "note={evil" not in plain
+
+
+def test_every_protocol_has_a_page_with_its_data(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "kmeans", [ALL, ALL, ALL])
+    out = build([store], tmp_path / "site").parent
+    for protocol in (TINY, DEEP):  # DEEP has no records
+        data = json.loads((out / f"protocol/{protocol.id}.json").read_text())
+        assert data["hash"] == protocol.hash and len(data["attacks"]) == len(protocol.attacks)
+        assert protocol.hash in (out / f"protocol/{protocol.id}.html").read_text()
+    assert "none yet" in text_of((out / "protocols.html").read_text())
+
+
+def test_the_warnings_page_names_whom_a_rule_concerns(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = (Verdict("jitter", "warning", "Why.", {}, ()), Verdict("jitter", "warning", "Again.", {}, ()))
+    monkeypatch.setattr(verdicts, "verdicts", lambda cells, *_: warned if cells[0].record.defense == "bad" else ())
+    for name in ("identity", "bad"):
+        tiny_cells(store, name, [ALL, ALL, ALL])
+    page = (build([store], tmp_path / "site").parent / "warnings.html").read_text()
+    assert page.count("Today:") == 1 and page.count('href="defense/tiny-v1/bad.html"') == 1
