@@ -11,6 +11,7 @@ import typer
 
 from bench import catalog, plugins, protocol
 from bench.errors import BenchError, unknown
+from bench.submissions import commands as submissions
 
 if TYPE_CHECKING:
     from bench.record import Cell
@@ -29,6 +30,7 @@ data_app = typer.Typer(help="Find, check and fetch data sets.", no_args_is_help=
 site_app = typer.Typer(help="The leaderboard as static pages.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
+app.command("new")(submissions.new)
 
 
 def _starting(names: Iterable[str], typed: str) -> list[str]:
