@@ -30,6 +30,7 @@ data_app = typer.Typer(help="Find, check and fetch data sets.", no_args_is_help=
 site_app = typer.Typer(help="The leaderboard as static pages.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
+app.add_typer(submissions.submission_app, name="submission")
 app.command("new")(submissions.new)
 
 

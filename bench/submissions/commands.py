@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from bench.submissions import places
+
 submission_app = typer.Typer(help="Submit a defense: describe, check, measure and verify it.", no_args_is_help=True)
 
 
@@ -22,3 +24,46 @@ def new(
 
     folder = scaffold.new(name, into)
     typer.echo(f"{folder} holds a defense; next: pip install -e {folder} && purifybench check {folder.name}")
+
+
+Root = Annotated[Path, typer.Option(help="The folder of all submissions.")]
+
+
+def _split(values: list[str] | None) -> list[str]:
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+
+
+@submission_app.command()
+def add(
+    source: Annotated[str, typer.Argument(help="A folder with a pyproject.toml, or a pinned requirement.")],
+    name: Annotated[str | None, typer.Option(help="Which of the package's defenses.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: the package's.")] = None,
+    licence: Annotated[str | None, typer.Option(help="An SPDX identifier. Default: the package's.")] = None,
+    code: Annotated[str | None, typer.Option(help="An https link. Default: the package's first.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Default: digits.")] = None,
+    classifiers: Annotated[list[str] | None, typer.Option(help="Default: A.")] = None,
+    root: Root = places.ROOT,
+) -> None:
+    """Describe a defense in submissions/NAME/submission.toml; a folder is copied beside it.
+
+    A requirement names one version: NAME==VERSION, NAME @ https://...whl#sha256=..., NAME @ git+https://...@COMMIT.
+    Claims and weights are added to the file by hand; `purifybench submission schema` says what it may hold.
+
+        purifybench submission add ./my-defense --code https://example.org/my-defense
+        purifybench submission add my-defense==0.1.0
+    """
+    from bench.submissions import add as adding
+
+    path = adding.add(
+        source, root, name=name, authors=tuple(author or ()), licence=licence, code=code,
+        datasets=_split(datasets) or ("digits",), classifiers=_split(classifiers) or ("A",),
+    )  # fmt: skip
+    typer.echo(f"{path} describes {path.parent.name}; add claims and weights to it if there are any")
+
+
+@submission_app.command("schema")
+def schema_() -> None:
+    """Print the JSON schema of submission.toml."""
+    from bench.submissions import schema
+
+    typer.echo(schema.json_schema(), nl=False)
