@@ -59,7 +59,7 @@ def add(
     places.root_of(root)
     local = Path(source)
     if local.is_dir():
-        package, install = _of_folder(local), {"folder": places.PLUGIN}
+        package, install = of_folder(local), {"folder": places.PLUGIN}
     elif schema.PINNED.fullmatch(source):
         package, install = _of_requirement(source), {"requirement": source}
     else:
@@ -68,7 +68,7 @@ def add(
             "NAME==VERSION, NAME @ https://...whl#sha256=DIGEST, NAME @ git+https://...@40-DIGIT-COMMIT"
         )
     chosen = _chosen(package, source, name)
-    facts = _facts(package, chosen)
+    facts = declared(package, chosen)
     link = code or package.url
     missing = {
         "--author NAME": not (authors or package.authors),
@@ -93,7 +93,8 @@ def add(
     return path
 
 
-def _of_folder(folder: Path) -> Package:
+def of_folder(folder: Path) -> Package:
+    """What the pyproject.toml of a folder says. Raises BenchError."""
     path = folder / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text())["project"]
@@ -147,7 +148,7 @@ def _chosen(package: Package, source: str, name: str | None) -> str:
     return wanted
 
 
-def _facts(package: Package, name: str) -> dict[str, Any]:
+def declared(package: Package, name: str) -> dict[str, Any]:
     """The facts in the body of the class that an entry point names, and the defaults of those that it leaves out."""
     module, _, attribute = package.points[name].partition(":")
     base = package.code.joinpath(*module.split("."))

@@ -67,3 +67,46 @@ def schema_() -> None:
     from bench.submissions import schema
 
     typer.echo(schema.json_schema(), nl=False)
+
+
+@submission_app.command()
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="Submissions; none or `all` means every one.")] = None,
+    root: Root = places.ROOT,
+    rules_only: Annotated[bool, typer.Option("--list", help="Print the rules and stop.")] = False,
+) -> None:
+    """Check submissions by numbered rules: files, description, code and records. Nothing of them is run.
+
+    CI and `purifybench site build` apply the same rules. What a defense does when it runs: `purifybench check`.
+    """
+    from bench.submissions import rules
+
+    if rules_only:
+        for one in rules.ALL:
+            typer.echo(f"S{one.number}  {one.meaning}")
+        return
+    places.root_of(root)
+    every = places.names(root)
+    chosen = every if not names or "all" in names else [places.folder(name, root).name for name in names]
+    refused = 0
+    for name, findings in rules.examine(chosen, root).items():
+        refused += bool(findings)
+        for finding in findings:
+            typer.echo(str(finding), err=True)
+        verdict = f"refused, {len(findings)} findings" if findings else f"keeps all {len(rules.ALL)} rules"
+        typer.echo(f"{name}: {verdict}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def sound_records(root: Path = places.ROOT) -> list[Path]:
+    """The folders of records of the submissions that keep every rule; what is found in the others is said."""
+    from bench.submissions import rules
+
+    sound = []
+    for name, findings in rules.examine(places.names(root), root).items():
+        if not findings:
+            sound.append(root / name / "records")
+        for finding in findings:
+            typer.echo(f"{name} is left out: {finding}", err=True)
+    return sound
