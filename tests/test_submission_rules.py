@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_records
@@ -18,14 +19,28 @@ from bench.record import Card, Store
 from bench.submissions import add, places, rules, scaffold
 from bench.submissions.rules import base
 
-NAME, PROTOCOL = "soft_focus", "digits-v1-quick"
+NAME, PROTOCOL = "soft_focus", "tiny-v1"
+_WHOLE = protocol.get("digits-v1-quick")
+_SLUGS = ("clean.none", "gray_box.fgsm.linf-0.1", "gray_box.pgd.linf-0.1", "white_box.apgd_ce.autograd.linf-0.1")
+TINY = dataclasses.replace(
+    _WHOLE, id=PROTOCOL, n_examples=24, efforts=(), attacks=tuple(a for a in _WHOLE.attacks if a.slug in _SLUGS),
+    linf_radii=(0.1,), headline_radii=(0.1,),
+)  # fmt: skip
 CARD = Card(
     title="Soft focus", paper="https://arxiv.org/abs/1805.06605", year=2026, summary="x", differentiable=True
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def _sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def _a_small_protocol() -> Iterator[None]:
+    """One more published protocol, with few cells: reading records is most of the work here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        yield
+
+
+@pytest.fixture(scope="module")
+def _sound(tmp_path_factory: pytest.TempPathFactory, _a_small_protocol: None) -> Path:
     """A folder of submissions with one in it that keeps every rule."""
     top = tmp_path_factory.mktemp("sound")
     root = top / "submissions"
@@ -245,9 +260,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
 def _fewer(root: Path) -> None:
     shutil.rmtree(root / NAME / "records")
     known = protocol.get(PROTOCOL)
-    import dataclasses
-
-    fewer = dataclasses.replace(known, n_examples=64, efforts=(), whole=known.hash)
+    fewer = dataclasses.replace(known, n_examples=20, whole=known.hash)
     fake_records.save(Store(root / NAME / "records"), fewer, [NAME], card=CARD, seed=0)
 
 
