@@ -110,3 +110,86 @@ def sound_records(root: Path = places.ROOT) -> list[Path]:
         for finding in findings:
             typer.echo(f"{name} is left out: {finding}", err=True)
     return sound
+
+
+Name = Annotated[str, typer.Argument(help="The submission's name.")]
+Records = Annotated[Path | None, typer.Option(help="Folder of the records. Default: the submission's own.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds MNIST/raw.", envvar="PURIFYBENCH_DATA")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@submission_app.command()
+def run(
+    name: Name,
+    quick: Annotated[bool, typer.Option("--quick", help="The quick protocol of its first data set.")] = False,
+    protocol_id: Annotated[str | None, typer.Option("--protocol", "-p", help="Another protocol.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images: a look.", min=1)] = None,
+    verify_cells: Annotated[int, typer.Option("--verify", help="How many cells are measured again.", min=0)] = 2,
+    records: Records = None,
+    site: Annotated[Path, typer.Option(help="Where the preview of the site goes.")] = Path("site-preview"),
+    summary: Annotated[Path | None, typer.Option(help="Append the steps as a Markdown table to this file.")] = None,
+    root: Root = places.ROOT,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+) -> None:
+    """Do what CI does: rules, environment, contract, protocol, two cells again, a preview of the site.
+
+    The defense runs in a process of its own, in an environment over this one; docs/isolation.md says what that stops.
+
+        purifybench submission run my-defense --quick
+    """
+    from bench import progress
+    from bench.submissions import run as steps
+
+    report = steps.Report(name, typer.echo)
+    try:
+        steps.run(
+            name, root, quick=quick, protocol_id=protocol_id, limit=limit, records=records, site=site,
+            verify=verify_cells, data_root=data_root, device=device, report=report, progress=progress.for_terminal(),
+        )  # fmt: skip
+    finally:
+        if summary is not None:
+            with summary.open("a") as file:
+                file.write(report.markdown())
+
+
+@submission_app.command()
+def verify(
+    name: Name,
+    protocol_id: Annotated[str | None, typer.Option("--protocol", "-p", help="Default: every one measured.")] = None,
+    cells: Annotated[int, typer.Option(help="How many random cells of each protocol.", min=1)] = 2,
+    cell: Annotated[list[str] | None, typer.Option(help="These cells, by the names of their records.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Score the attacked images of this PURIFYBENCH_HOME; default: attack again.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Choose the cells by this seed.")] = None,
+    records: Records = None,
+    root: Root = places.ROOT,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+) -> None:
+    """Measure some cells of a submission again and compare them with its records.
+
+    Every attack is run again from its seed, or with --images its images are scored again. On the same machine with the
+    same versions records must be the same; elsewhere at most one image of a hundred may come out otherwise.
+    """
+    from bench.submissions import run as steps
+    from bench.submissions import verify as verification
+
+    folder = places.folder(name, root)
+    stored = records or folder / "records"
+    protocols = [protocol_id] if protocol_id else sorted(path.parent.name for path in stored.glob(f"*/{folder.name}"))
+    refused = not protocols
+    with steps.opened(name, root) as (_, defense):
+        for one in protocols:
+            chosen = cell or verification.choose(stored, folder.name, one, cells, seed)
+            for found in verification.again(
+                defense, folder.name, stored, one, chosen, images=images, data_root=data_root, device=device
+            ):
+                refused |= bool(found.problem)
+                verdict = found.problem or "confirmed"
+                typer.echo(f"{one} {found.record.record.cell}: {verdict}")
+    if not protocols:
+        typer.echo(f"there are no records of {folder.name} in {stored}; purifybench submission run {name}", err=True)
+    if refused:
+        raise typer.Exit(1)

@@ -12,6 +12,7 @@ ROOT = Path("submissions")
 FILE = "submission.toml"
 PLUGIN = "plugin"
 GENERATED = ("__pycache__", ".egg-info", ".pyc", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".git", ".lock")
+IGNORED = tuple(f"*{ending}" for ending in GENERATED)
 
 
 def names(root: Path = ROOT) -> list[str]:
