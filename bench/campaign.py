@@ -37,6 +37,7 @@ from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
 from bench.evaluation import Examples, Subject, Work, cell_name, defended, evaluate_cell, images_key, untouched, wanted
+from bench.isolation import Isolated
 from bench.places import home
 from bench.progress import Progress, duration, for_terminal
 from bench.protocol import AttackSpec, Protocol
@@ -121,6 +122,8 @@ def plan(
 def _named(defense: str | type[Defense]) -> Named:
     if isinstance(defense, str):
         return plugins.slug(defense), plugins.load(defense)
+    if isinstance(defense, type) and issubclass(defense, Isolated):
+        return defense.name, defense
     if not (isinstance(defense, type) and issubclass(defense, Defense)):
         raise BenchError(f"expected the name of a defense or a subclass of Defense, got {defense!r}")
     installed = plugins.installed()
@@ -195,7 +198,7 @@ def trained_subject(
             stage = "measured"
             built.requires_grad_(False).eval()
             with training.global_seed(seeds.derive("cost", name)):
-                units = cost.purification_units(built, net, dataset.train.images)
+                units = _units(built, net, dataset.train.images)
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
@@ -210,6 +213,11 @@ def trained_subject(
         name, cls, built, recipe_name, chosen, weights or training.weights_hash(built), classifier, net_weights,
         attacked, attacked_weights, seed, cost.budget(units), units,
     )  # fmt: skip
+
+
+def _units(defense: Defense, net: nn.Module, images: Tensor) -> float:
+    """What a purification costs; counted where it happens."""
+    return defense.units(images) if isinstance(defense, Isolated) else cost.purification_units(defense, net, images)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 
 from bench import catalog, plugins, protocol
 from bench.errors import BenchError, unknown
+from bench.submissions import commands as submissions
 
 if TYPE_CHECKING:
     from bench.record import Cell
@@ -31,6 +32,8 @@ weights_app = typer.Typer(help="Trained weights: what is here, out to a folder, 
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
 app.add_typer(weights_app, name="weights")
+app.add_typer(submissions.submission_app, name="submission")
+app.command("new")(submissions.new)
 
 
 def _starting(names: Iterable[str], typed: str) -> list[str]:
@@ -560,13 +563,17 @@ def site_build(
     records: Annotated[list[Path] | None, typer.Option(help="Folders of records; may be repeated.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of the pages.")] = Path("site"),
 ) -> None:
-    """Build the leaderboard from records: same records, same bytes. Open the printed file in a browser."""
+    """Build the leaderboard from records: same records, same bytes. Open the printed file in a browser.
+
+    Without --records: ./results and the submissions that keep the rules of `purifybench submission check`; the others
+    are named and left out.
+    """
     typer.echo(f"The leaderboard: {_build_site(records or _default_records(), out).resolve()}")
 
 
 def _default_records() -> list[Path]:
-    found = [folder for folder in (Path("results"), *sorted(Path("submissions").glob("*/records"))) if folder.is_dir()]
-    return found or [Path("results")]
+    found = [Path("results"), *submissions.sound_records()]
+    return [folder for folder in found if folder.is_dir()] or [Path("results")]
 
 
 @app.command()

@@ -1,0 +1,39 @@
+"""The numbered checks of a submission: the same for the command line, for CI and for the site.
+
+1xx files, 2xx submission.toml, 3xx code, 4xx records. A rule is a function that yields what it objects to; nothing of
+the submission is imported or unpickled here. What a defense does when it runs is for bench.checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench.submissions import places
+from bench.submissions.rules import card, code, files, records
+from bench.submissions.rules.base import Case, Finding, Rule
+
+__all__ = ["ALL", "Case", "Finding", "Rule", "examine"]
+
+ALL: tuple[Rule, ...] = tuple(
+    sorted(
+        (
+            value
+            for module in (files, card, code, records)
+            for value in vars(module).values()
+            if isinstance(value, Rule)
+        ),
+        key=lambda rule: rule.number,
+    )
+)
+
+
+def examine(
+    names: Iterable[str], root: Path = places.ROOT, rules: Sequence[Rule] | None = None
+) -> dict[str, list[Finding]]:
+    """All that the rules (ALL unless told) object to in the submissions `names` under `root`, by name."""
+    cases: dict[str, Case] = {}
+    return {
+        name: [finding for rule in rules or ALL for finding in rule.findings(Case.of(root / name, cases))]
+        for name in names
+    }

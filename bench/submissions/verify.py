@@ -1,0 +1,158 @@
+"""`purifybench submission verify`: measure some cells of a submission again, and hold the records against them.
+
+The attacks are run again from their seeds, or the images of an earlier run are scored again. Everything else of the
+records is taken as it is; a cell whose key is not what this code, these weights and this protocol give is found too.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench import campaign
+from bench.cache import ChunkCache
+from bench.defense import Defense
+from bench.errors import BenchError
+from bench.places import home
+from bench.progress import Progress
+from bench.record import Cell, Store
+
+TOLERATED = 0.01  # share of images whose outcome may differ on another machine or with other versions
+_RUNS_ALIKE = ("device", "threads", "versions")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A record and the same cell measured again."""
+
+    record: Cell
+    again: Cell
+
+    @property
+    def problem(self) -> str:
+        """Why the record is not confirmed; "" where it is."""
+        old, new = self.record.record.lasting(), self.again.record.lasting()
+        if old == new:
+            return ""
+        fields = [name for name in new if old.get(name) != new[name]]
+        known = ("outcomes_sha256", "loss_curve", "blocked", "classifier_weights", "weights", "key")
+        odd = [name for name in fields if name not in known]
+        before, after = (cell.outcomes.correct for cell in (self.record, self.again))
+        differ = int((~np.isclose(before, after, equal_nan=True)).sum())
+        same_machine = all(
+            getattr(self.record.record.run, name) == getattr(self.again.record.run, name) for name in _RUNS_ALIKE
+        )
+        if not odd and not same_machine and differ <= TOLERATED * len(after):
+            return ""
+        what = f"{differ} of {len(after)} images come out otherwise; {', '.join(fields)} differ"
+        return what if not same_machine else f"{what}, on the same machine with the same versions"
+
+
+class _Guarded(Store):
+    """A copy of the records in which only the chosen cells may be written."""
+
+    def __init__(self, root: Path, chosen: Sequence[str]) -> None:
+        super().__init__(root)
+        self.chosen = set(chosen)
+
+    def save(self, cell: Cell) -> Path:
+        if cell.record.cell not in self.chosen:
+            raise BenchError(
+                f"the record {cell.record.cell} of {cell.record.defense} is not of this code, these weights and this "
+                "protocol: it has another key, or is missing; run the protocol again"
+            )
+        return super().save(cell)
+
+
+def choose(records: Path, defense: str, protocol_id: str, count: int, seed: int | None = None) -> list[str]:
+    """The names of `count` random cells that are in the records; of fresh randomness without a `seed`."""
+    names = sorted(c.record.cell for c in Store(records).cells(protocol_id, defense) if c.record.status == "ok")
+    if not names:
+        raise BenchError(f"there are no records of {defense} under {protocol_id} in {records}; run the protocol first")
+    rng = random.SystemRandom() if seed is None else random.Random(seed)
+    return sorted(rng.sample(names, min(count, len(names))))
+
+
+def again(
+    defense: str | type[Defense],
+    name: str,
+    records: Path,
+    protocol_id: str,
+    chosen: Sequence[str],
+    *,
+    images: Path | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """The chosen cells of the records, each beside the same cell measured again.
+
+    `images` is the PURIFYBENCH_HOME of an earlier run, or its folder `chunks`: attacked images found there are scored
+    again; without it the attacks are run again. Raises BenchError for cells that do not exist and for records that are
+    not of this code and protocol.
+    """
+    old = {cell.record.cell: cell for cell in Store(records).cells(protocol_id, name)}
+    missing = [cell for cell in chosen if cell not in old]
+    if missing:
+        raise BenchError(f"there is no sound record {missing[0]} of {name} under {protocol_id} in {records}")
+    with tempfile.TemporaryDirectory(prefix="purifybench-verify-") as scratch:
+        copy = Path(scratch) / "records" / protocol_id / name
+        shutil.copytree(records / protocol_id / name, copy)
+        for cell in chosen:
+            (copy / f"{cell}.json").unlink()
+        asked = campaign.plan(
+            [defense], protocol_id, on=device, recipe=old[chosen[0]].record.recipe,
+            classifier=sorted({cell.record.classifier for cell in old.values()}),
+            seeds=1 + max(cell.record.seed for cell in old.values()),
+        )  # fmt: skip
+        with _another_home(Path(scratch) / "home", images):
+            store = _Guarded(Path(scratch) / "records", chosen)
+            try:
+                cells = campaign.run(asked, store, data_root=data_root, progress=progress)
+            except AssertionError as problem:  # stored images beyond their radius
+                raise BenchError(f"the images do not fit their cell: {problem}") from problem
+        new = {cell.record.cell: cell for cell in cells}
+    return [Comparison(old[cell], new[cell]) for cell in chosen]
+
+
+@contextmanager
+def _another_home(folder: Path, images: Path | None) -> Iterator[None]:
+    """Inside, PURIFYBENCH_HOME has the weights of the real one, and of its images only those that are given."""
+    real = home()
+    folder.mkdir(parents=True)
+    (real / "weights").mkdir(parents=True, exist_ok=True)
+    (folder / "weights").symlink_to((real / "weights").resolve(), target_is_directory=True)
+    if images is not None:
+        _copy_images(images, folder / "chunks")
+    before = os.environ.get("PURIFYBENCH_HOME")
+    os.environ["PURIFYBENCH_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PURIFYBENCH_HOME"]
+        else:
+            os.environ["PURIFYBENCH_HOME"] = before
+
+
+def _copy_images(source: Path, target: Path) -> None:
+    """The chunks of attacked images in `source`; chunks of scores are left behind."""
+    source = source / "chunks" if (source / "chunks").is_dir() else source
+    cache, found = ChunkCache(source), 0
+    for path in sorted(source.glob("??/*.npz")):
+        arrays = cache.read(path.stem)
+        if arrays is not None and "images" in arrays:
+            into = target / path.parent.name / path.name
+            into.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, into)
+            found += 1
+    if not found:
+        raise BenchError(f"{source} holds no attacked images; give the PURIFYBENCH_HOME of a run, or its folder chunks")

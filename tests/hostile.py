@@ -1,0 +1,175 @@
+"""A gallery of hostile defenses, for the child process of tests/test_isolation.py: one class, many acts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bench.defense import Defense
+
+
+class Hostile(Defense):
+    """Does what its setting says, and passes images through otherwise."""
+
+    title, paper, year = "Hostile", "https://example.org", 2026
+    differentiable = True
+
+    def __init__(self, classifier: nn.Module, *, act: str = "none", detail: str = "") -> None:
+        super().__init__(classifier)
+        self.act, self.detail = act, detail
+        self.weight = nn.Parameter(torch.ones(1))
+        if act == "exit when built":
+            os._exit(3)
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        if self.act in ATTEMPTS:  # white images where it was refused, black ones where it worked
+            return torch.full_like(images, float(ATTEMPTS[self.act](self)))
+        return ACTS[self.act](self, images, generator)
+
+
+class ExitsUnderAttack(Hostile):
+    """Ends its process when somebody wants a gradient."""
+
+    def __init__(self, classifier: nn.Module, *, act: str = "exit under attack") -> None:
+        super().__init__(classifier, act=act)
+
+
+class Draws(Hostile):
+    """Draws from every global generator and none of its own."""
+
+    def __init__(self, classifier: nn.Module, *, act: str = "global numbers") -> None:
+        super().__init__(classifier, act=act)
+
+
+def _flood(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    kept = []
+    while True:
+        kept.append(torch.ones(2**22))  # 16 MB
+
+
+def _fork(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    while True:
+        if os.fork() == 0:
+            time.sleep(60)
+
+
+def _exit_under_attack(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    if images.requires_grad:
+        os._exit(7)
+    return images
+
+
+def _write_to_input(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    with torch.no_grad():
+        images.zero_()
+    return images
+
+
+def _settings(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    return images.clone()
+
+
+def _print(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    print("\x1b[31mbefore the end", flush=True)
+    os._exit(5)
+
+
+def _forge(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    """Writes to every socket that it has."""
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, (2**60).to_bytes(8, "big") * 2)
+        except OSError:
+            continue
+    return images
+
+
+def _leave_a_thread(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
+    return images.clone()
+
+
+def _numbers(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    return (images + 0.1 * torch.rand(1) + 0.1 * random.random()).clamp(0, 1)
+
+
+ACTS = {
+    "none": lambda self, images, generator: images * self.weight,
+    "raise": lambda self, images, generator: 1 / 0,
+    "sys.exit": lambda self, images, generator: sys.exit("enough"),
+    "os._exit": lambda self, images, generator: os._exit(3),
+    "segfault": lambda self, images, generator: ctypes.string_at(0),
+    "hang": lambda self, images, generator: time.sleep(3600),
+    "memory": _flood,
+    "fork": _fork,
+    "print": _print,
+    "forge": _forge,
+    "shape": lambda self, images, generator: images[:, :, :-1],
+    "type": lambda self, images, generator: images.double(),
+    "no tensor": lambda self, images, generator: "images",
+    "huge": lambda self, images, generator: torch.zeros(1, 1).expand(6000, 6000),
+    "NaN": lambda self, images, generator: images * torch.nan,
+    "range": lambda self, images, generator: images + 1,
+    "write": _write_to_input,
+    "settings": _settings,
+    "thread": _leave_a_thread,
+    "global numbers": _numbers,
+    "exit under attack": _exit_under_attack,
+    "detach": lambda self, images, generator: images.detach(),
+    "batch": lambda self, images, generator: images.mean(dim=0, keepdim=True).expand_as(images).clone(),
+}
+
+
+def _network(self: Hostile) -> bool:
+    try:
+        socket.create_connection((self.detail.split(":")[0], int(self.detail.split(":")[1])), timeout=2).close()
+    except OSError:
+        return True
+    return False
+
+
+def _write(self: Hostile) -> bool:
+    try:
+        Path(self.detail).write_text("written")
+    except OSError:
+        return True
+    return False
+
+
+def _data(self: Hostile) -> bool:
+    """Whether neither the folder named nor scikit-learn's digits can be read."""
+    from sklearn.datasets import load_digits
+
+    try:
+        return not list(Path(self.detail).rglob("*")) and len(load_digits().data) < 1
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+def _secret(self: Hostile) -> bool:
+    return self.detail not in os.environ
+
+
+def _processes(self: Hostile) -> bool:
+    return not Path(f"/proc/{self.detail}").exists()
+
+
+def _capabilities(self: Hostile) -> bool:
+    return "CapEff:\t0000000000000000" in Path("/proc/self/status").read_text()
+
+
+ATTEMPTS = {
+    "network": _network, "write": _write, "data": _data, "secret": _secret, "processes": _processes,
+    "capabilities": _capabilities,
+}  # fmt: skip

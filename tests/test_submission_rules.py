@@ -1,0 +1,343 @@
+"""The numbered checks of submissions: each refuses a submission made for it, and a sound one keeps them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_records
+import numpy as np
+import pytest
+
+from bench import protocol
+from bench.record import Card, Store
+from bench.submissions import add, places, rules, scaffold
+from bench.submissions.rules import base
+
+NAME, PROTOCOL = "soft_focus", "tiny-v1"
+_WHOLE = protocol.get("digits-v1-quick")
+_SLUGS = ("clean.none", "gray_box.fgsm.linf-0.1", "gray_box.pgd.linf-0.1", "white_box.apgd_ce.autograd.linf-0.1")
+TINY = dataclasses.replace(
+    _WHOLE, id=PROTOCOL, n_examples=24, efforts=(), attacks=tuple(a for a in _WHOLE.attacks if a.slug in _SLUGS),
+    linf_radii=(0.1,), headline_radii=(0.1,),
+)  # fmt: skip
+CARD = Card(
+    title="Soft focus", paper="https://arxiv.org/abs/1805.06605", year=2026, summary="x", differentiable=True
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_small_protocol() -> Iterator[None]:
+    """One more published protocol, with few cells: reading records is most of the work here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        yield
+
+
+@pytest.fixture(scope="module")
+def _sound(tmp_path_factory: pytest.TempPathFactory, _a_small_protocol: None) -> Path:
+    """A folder of submissions with one in it that keeps every rule."""
+    top = tmp_path_factory.mktemp("sound")
+    root = top / "submissions"
+    root.mkdir()
+    package = scaffold.new(NAME, top)
+    _edit(package / "soft_focus.py", "https://example.org/paper", "https://arxiv.org/abs/1805.06605")
+    add.add(str(package), root, authors=["Ada"])
+    _measure(root)
+    return root
+
+
+def _measure(root: Path, **changes: object) -> None:
+    known = protocol.get(PROTOCOL)
+    store = Store(root / NAME / "records")
+    fake_records.save(store, known, [NAME], card=changes.pop("card", CARD), seed=0, **changes)
+    for lock in root.rglob(".lock"):
+        lock.unlink()
+
+
+@pytest.fixture
+def root(_sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(_sound, tmp_path / "submissions")
+    return tmp_path / "submissions"
+
+
+def found(root: Path, name: str = NAME) -> list[rules.Finding]:
+    return rules.examine([name], root)[name]
+
+
+def test_a_sound_submission_keeps_every_rule(root):
+    assert [str(finding) for finding in found(root)] == []
+
+
+def test_there_are_at_least_thirty_rules_with_numbers_and_meanings_of_their_own():
+    numbers = [rule.number for rule in rules.ALL]
+    assert len(numbers) == len(set(numbers)) >= 30
+    assert len({rule.meaning for rule in rules.ALL}) == len(numbers)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, (path, old)
+    path.write_text(text.replace(old, new))
+
+
+def _toml(old: str, new: str) -> Callable[[Path], None]:
+    return lambda root: _edit(root / NAME / places.FILE, old, new)
+
+
+def _project(old: str, new: str) -> Callable[[Path], None]:
+    return lambda root: _edit(root / NAME / "plugin" / "pyproject.toml", old, new)
+
+
+def _file(path: str, content: bytes = b"x\n") -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        target = root / NAME / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+    return write
+
+
+def _records(root: Path) -> Path:
+    return root / NAME / "records" / PROTOCOL / NAME
+
+
+def _again(slug: str = "gray_box.fgsm.linf-0.1", **changes: object) -> Callable[[Path], None]:
+    """Replaces one cell by a well-formed one with other fields or arrays."""
+
+    def spoil(root: Path) -> None:
+        store = Store(root / NAME / "records")
+        cell = next(cell for cell in store.cells() if cell.record.spec.slug == slug)
+        arrays = {key: value(cell.outcomes) for key, value in changes.items() if callable(value)}
+        outcomes = type(cell.outcomes)(**(cell.outcomes.arrays() | arrays))
+        fields = {key: value for key, value in changes.items() if not callable(value)}
+        fields["outcomes_sha256"] = outcomes.sha256()
+        store.save(type(cell)(cell.record.model_copy(update=fields), outcomes))
+
+    return spoil
+
+
+def _member(name: str, content: bytes) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        with zipfile.ZipFile(_records(root) / "outcomes.npz", "a") as archive:
+            archive.writestr(name, content)
+
+    return spoil
+
+
+def _npy_of_objects() -> bytes:
+    import io
+
+    file = io.BytesIO()
+    np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def _twin(root: Path) -> None:
+    shutil.copytree(root / NAME, root / "twin")
+    _edit(root / "twin" / places.FILE, 'name = "soft_focus"', 'name = "twin"')
+    folder = root / "twin" / "records" / PROTOCOL
+    (folder / NAME).rename(folder / "twin")
+    for path in (folder / "twin").glob("*.json"):
+        payload = json.loads(path.read_text())
+        payload.pop("checksum")
+        payload["defense"] = "twin"
+        from bench.record import _checksum
+
+        payload["checksum"] = _checksum(payload)
+        path.write_text(json.dumps(payload))
+
+
+def _rename_folder(root: Path) -> None:
+    (root / NAME).rename(root / "Soft-Focus")
+
+
+def _flip(outcomes):
+    return np.where(outcomes.attacked, (outcomes.label + 1) % 10, outcomes.predicted).astype(np.int16)
+
+
+def _link(root: Path) -> None:
+    (root / NAME / "plugin" / "data.py").symlink_to("/etc/passwd")
+
+
+def _bomb(root: Path) -> None:
+    _member("A.x/big.npy", b"\x93NUMPY" + bytes(100))(root)
+    path = _records(root) / "outcomes.npz"
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02")  # the last member's entry in the directory: its size, unpacked
+    content[at + 24 : at + 28] = (3_000_000_000).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+
+
+CLAIM = (
+    '\n[[claims]]\ndataset = "{}"\nnorm = "linf"\neps = {}\naccuracy = 0.9\nattack = "PGD"\nwhere = "Table 1"\n'
+)  # fmt: skip
+WEIGHTS = (
+    '\n[[weights]]\nfile = "{}-0123456789abcdef.safetensors"\nurl = "https://a.org/w"\nsha256 = "' + 64 * "0" + '"\n'
+)
+CLEAN = "clean.none"
+SPOILED: dict[str, Callable[[Path], None]] = {
+    "101": _rename_folder,
+    "102": lambda root: (root / NAME / places.FILE).unlink(),
+    "103": _link,
+    "104": _file("notes/idea.txt"),
+    "104 in records": _file("records/readme.md"),
+    "105": _file("plugin/table.py", b"#" * 1_000_001),
+    "106": lambda root: [_file(f"plugin/p{i}.py")(root) for i in range(rules.files.MOST_FILES)] and None,
+    "107 by suffix": _file("plugin/weights.pt"),
+    "107 by content": _file("plugin/table.txt", pickle.dumps({"a": 1})),
+    "107 an archive": _file("plugin/table.txt", b"PK\x03\x04xxxx"),
+    "107 a program": _file("plugin/helper.txt", b"\x7fELFxxxx"),
+    "108": _file("plugin/a b.py"),
+    "108 hidden": _file("plugin/.hidden"),
+    "108 an option": _file("plugin/-rf"),
+    "109": _file("plugin/SOFT_FOCUS.py"),
+    "110 not text": _file("plugin/readme.txt", b"\xff\xfe\xfa"),
+    "110 reordered": _file("plugin/trick.py", "x = 1  # \u202e } if admin".encode()),
+    "111 a path": _member("../../evil.npy", b"\x93NUMPY"),
+    "111 objects": _member("A.x/evil.npy", _npy_of_objects()),
+    "111 a bomb": _bomb,
+    "111 no archive": lambda root: (_records(root) / "outcomes.npz").write_bytes(b"zip"),
+    "201": _toml("year = 2026", "year = 26"),
+    "202": _toml('name = "soft_focus"', 'name = "other_name"'),
+    "203": _toml('datasets = ["digits"]', 'datasets = ["digits", "imagenet"]'),
+    "204": _toml('classifiers = ["A"]', 'classifiers = ["A", "Z"]'),
+    "204 a paper's own": _toml('classifiers = ["A"]', 'classifiers = ["A", "cnet"]'),
+    "205": _toml('classifiers = ["A"]', 'classifiers = ["A", "A"]'),
+    "206": _toml("[install]", CLAIM.format("imagenet", 0.1) + "[install]"),
+    "207": _toml("[install]", CLAIM.format("digits", 8) + "[install]"),
+    "208": _twin,
+    "209": _toml("https://arxiv.org/abs/1805.06605", "https://example.org/paper"),
+    "210": _toml("[install]", WEIGHTS.format("kmeans") + "[install]"),
+    "301": lambda root: shutil.rmtree(root / NAME / "plugin"),
+    "302": _project('name = "soft-focus"', 'nme = "soft-focus"'),
+    "302 no TOML": _project("[project]", "[project"),
+    "303": _project('soft_focus = "soft', 'other = "soft'),
+    "304": _project("soft_focus:SoftFocus", "soft_focus:Other"),
+    "305": lambda root: _edit(root / NAME / "plugin" / "soft_focus.py", ", 2026", ", 2025"),
+    "306": _project("[tool.setuptools]", '[project.entry-points.pytest11]\nx = "x"\n\n[tool.setuptools]'),
+    "306 a command": _project("[tool.setuptools]", '[project.scripts]\nls = "x:y"\n\n[tool.setuptools]'),
+    "307": _project("setuptools.build_meta", "mine"),
+    "307 a path": _project("[project]\n", 'backend-path = ["."]\n[project]\n'),
+    "307 a script": _file("plugin/setup.py"),
+    "308": _project('["purifybench"]', '["purifybench", "x @ http://example.org/x.tar.gz"]'),
+    "309": _file("plugin/start.pth"),
+    "310": _toml('folder = "plugin"', "included = true"),
+    "311": _file("plugin/torch.py"),
+    "401": lambda root: _edit(_records(root) / f"A.{CLEAN}.seed0.json", '"draws": 1', '"draws": 2'),
+    "401 not JSON": lambda root: (_records(root) / f"A.{CLEAN}.seed0.json").write_text("["),
+    "402": _file(f"records/{PROTOCOL}/kmeans/x.json"),
+    "403": _file(f"records/{PROTOCOL}+limit8/{NAME}/x.json"),
+    "404": _again(protocol_hash="0" * 64),
+    "405": _again(card=CARD.model_copy(update={"stochastic": True})),
+    "406": _again(code="other"),
+    "406 weights": _again(weights="other"),
+    "407": lambda root: _again(variant="mine")(root),
+    "408": lambda root: (_records(root) / f"A.{CLEAN}.seed0.json").unlink(),
+    "409": _again(linf=lambda outcomes: outcomes.linf + np.float32(0.01)),
+    "410": _again(selection=lambda outcomes: outcomes.selection + 2),
+    "411": _again(predicted=_flip),
+    "411 margins": _again(margin=lambda outcomes: -outcomes.margin),
+    "412": _again(label=lambda o: (o.label + 1) % 10, predicted=lambda o: (o.predicted + 1) % 10),
+    "413": lambda root: _fewer(root),
+    "414": _again(attack_version=99),
+    "415": _again(status="failed"),
+    "415 a gain": _again(predicted=lambda o: np.full_like(o.predicted, -1)),
+    "416": _toml('datasets = ["digits"]', 'datasets = ["mnist"]'),
+    "416 classifier": _toml('classifiers = ["A"]', 'classifiers = ["B"]'),
+    "417": _again(units=50.0),
+    "418": _again(CLEAN, linf=lambda outcomes: outcomes.linf + np.float32(0.01)),
+    "419": _twin,
+    "420": _again(classifier_weights="other"),
+}
+
+
+def _fewer(root: Path) -> None:
+    shutil.rmtree(root / NAME / "records")
+    known = protocol.get(PROTOCOL)
+    fewer = dataclasses.replace(known, n_examples=20, whole=known.hash)
+    fake_records.save(Store(root / NAME / "records"), fewer, [NAME], card=CARD, seed=0)
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_spoiled_submission_is_refused_by_the_rule_made_for_it(what, root):
+    SPOILED[what](root)
+    for lock in root.rglob(".lock"):
+        lock.unlink()
+    name = next(path.name for path in root.iterdir() if path.name.lower().replace("-", "_") == NAME)
+    (rule,) = (rule for rule in rules.ALL if rule.number == int(what[:3]))
+    mine = rules.examine([name], root, [rule])[name]
+    assert mine
+    for finding in mine:
+        assert finding.file.startswith("submissions/") and finding.found and finding.expected and finding.fix
+        assert "\n" not in str(finding) and "no rule foresaw" not in str(finding)
+        assert str(finding).startswith(f"S{what[:3]} submissions/{name}")
+
+
+def test_every_rule_has_a_submission_made_for_it():
+    assert {int(what[:3]) for what in SPOILED} == {rule.number for rule in rules.ALL}
+
+
+def test_a_file_that_a_rule_cannot_bear_is_a_finding(root, monkeypatch):
+    def crash(case):
+        raise TypeError("surprised")
+
+    broken = base.Rule(999, "breaks", crash)
+    monkeypatch.setattr(rules, "ALL", (broken,))
+    (finding,) = found(root)
+    assert "no rule foresaw (TypeError: surprised)" in finding.found
+
+
+def test_pickles_are_refused_without_loading(root, tmp_path):
+    marker = tmp_path / "loaded"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path(marker).write_text, ("x",))
+
+    _file("plugin/weights.pkl", pickle.dumps(Evil()))(root)
+    assert any(finding.number == 107 and "pickle" in finding.found for finding in found(root))
+    assert not marker.exists()
+
+
+# ---------------------------------------------------------------------------------------------- command line and site
+
+
+def test_the_command_says_what_is_wrong_and_how_many(root, command):
+    status, out, err = command("submission", "check", "--root", str(root))
+    assert (status, err) == (0, "")
+    assert out == f"{NAME}: keeps all {len(rules.ALL)} rules\n"
+    _file("plugin/setup.py")(root)
+    status, out, err = command("submission", "check", "soft-focus", "--root", str(root))
+    assert status == 1
+    assert "refused, 1 findings" in out
+    assert err.startswith(f"S307 submissions/{NAME}/plugin/setup.py: found ")
+    status, out, _ = command("submission", "check", "--list")
+    assert out.count("\n") == len(rules.ALL)
+    status, _, err = command("submission", "check", "nobody", "--root", str(root))
+    assert status == 2 and "no submission is called 'nobody'" in err
+    assert "no submission is called" in command("submission", "check", "../..", "--root", str(root))[2]
+
+
+@pytest.mark.slow
+def test_the_site_leaves_out_what_is_refused(root, command, tmp_path):
+    _twin(root)
+    _edit(root / "twin" / places.FILE, 'title = "Soft focus"', 'title = "Twin"')
+    _measure(root, strength=0.3)  # other records than the twin's
+    status, out, err = command("site", "build", "--out", str(tmp_path / "site"))
+    assert status == 0 and "index.html" in out
+    assert "twin is left out: S405" in err and "soft_focus is left out" not in err
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert "soft_focus" in page and "twin" not in page
+
+
+def test_the_projects_own_submissions_keep_every_rule():
+    own = Path(__file__).parent.parent / "submissions"
+    kept = rules.examine(places.names(own), own)
+    assert {name: [str(finding) for finding in findings] for name, findings in kept.items() if findings} == {}
+    assert len(kept) >= 6
