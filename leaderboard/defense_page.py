@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from leaderboard import commands, views
 from leaderboard.breakers import breakers
+from leaderboard.codes import codes
 from leaderboard.counterparts import DEFENSES
 from leaderboard.paper_tables import PaperTable
 from leaderboard.tables import Board, Row
@@ -59,6 +60,7 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "showcases": views.showcases(row),
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
         "breakers": breakers(row),
+        "codes": codes(row),
         "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
         "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},

@@ -1,0 +1,49 @@
+"""What a defense's page says of its codes: the facts in the records, and nothing where there are none."""
+
+from __future__ import annotations
+
+import fake_records
+import pytest
+from sites import HOSTILE, TINY, pages, tags_of, text_of
+
+from bench.record import Store
+from leaderboard.build import build
+
+IMAGES, RIGHT = (6.0, 3.0, 1.0), (6.0, 1.5, 0.0)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Builds the page of a defense whose cells have the given facts."""
+
+    def built(**facts: object) -> str:
+        store = Store(tmp_path / "records")
+        for defense, given in (("identity", {}), ("lq_vae", facts)):
+            for spec in TINY.attacks:
+                store.save(fake_records.cell(TINY, defense, spec, facts=given))
+        build([store.root], tmp_path / "site")
+        return next(html for name, html in pages(tmp_path / "site").items() if name.endswith("lq_vae.html"))
+
+    return built
+
+
+def test_numbers_become_columns_and_the_flips_a_table(page):
+    html = page(silhouette=0.123456, bit_flips=0.05, bit_flips_images=IMAGES, bit_flips_correct=RIGHT)
+    text = text_of(html)
+    assert "Its codes" in text and "silhouette of the codes by class" in text and "0.123" in text
+    assert "0–2 % 2–4 % 4 % or more" in text
+    assert "6 100 % right" in text and "3 50 % right" in text and "1 0 % right" in text
+    tags_of(html)
+
+
+def test_without_facts_nothing_is_said(page):
+    assert "Its codes" not in page()
+
+
+def test_a_name_from_a_record_is_text(page):
+    html = page(**{HOSTILE: 1.0})
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+
+
+def test_histograms_that_do_not_fit_are_left_out(page):
+    assert "Bits that an attack flips" not in page(bit_flips=0.1, bit_flips_images=IMAGES, bit_flips_correct=(1.0,))
