@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
@@ -39,7 +40,8 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
 
     def render(template: str, path: str, **values: object) -> None:
         root = "../" * path.count("/")
-        files[path] = made.get_template(template).render(root=root, here=path, **shared, **values).encode()
+        text = made.get_template(template).render(root=root, here=path, **shared, **values)
+        files[path] = re.sub(r"\n\s*\n", "\n", text).encode()  # blank lines are what templates leave of their loops
 
     tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
     render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
