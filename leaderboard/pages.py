@@ -10,6 +10,7 @@ from typing import Protocol
 from bench.protocol import TRACKS
 from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, views
 from leaderboard.attack_page import attack_pages
+from leaderboard.breakers import toll
 from leaderboard.citations import bibtex
 from leaderboard.compare import comparisons, matrix
 from leaderboard.environment import HERE, environment, repeats_paper
@@ -51,7 +52,7 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
     render("warnings.html.j2", "warnings.html", concerned=_concerned(boards))
     render("dispute.html.j2", "dispute.html")
     attacks = attack_pages(boards)
-    render("attacks.html.j2", "attacks.html", attacks=attacks)
+    render("attacks.html.j2", "attacks.html", attacks=attacks, toll=toll(boards))
     for attack in attacks:
         render("attack.html.j2", f"attack/{formats.file_name(attack.name)}.html", attack=attack)
     protocols = protocol_page.shown(boards)

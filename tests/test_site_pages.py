@@ -93,6 +93,18 @@ def test_every_broken_image_is_put_down_to_the_first_attack(store: Store, tmp_pa
     assert "What broke it first" in detail and "7 of 9" in detail
 
 
+def test_the_toll_of_an_attack_is_summed_over_the_defenses_of_a_board(store: Store, tmp_path: Path) -> None:
+    deep_cells(store, "kmeans")
+    deep_cells(store, "other")
+    deep_cells(store, "identity")  # not a defense
+    found = breakers.toll([tables.board(DEEP.id, store.cells())])
+    assert found is not None
+    assert (found.eps, dict(found.broken), found.total) == (0.2, {"fgsm": 4, "apgd_margin": 10}, 14)
+    shown = text_of((build([store], tmp_path / "site").parent / "attacks.html").read_text())
+    assert "of the 14 images" in shown
+    assert breakers.toll([]) is None
+
+
 def test_two_defenses_are_compared_image_by_image(store: Store, tmp_path: Path) -> None:
     tiny_cells(store, "identity", [ALL, HALF, NONE])
     tiny_cells(store, "strong", [ALL, ALL, ALL])
