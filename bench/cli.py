@@ -580,11 +580,19 @@ def _default_records() -> list[Path]:
 def serve(
     site: Annotated[Path, typer.Argument(help="The folder that `site build` made.")] = Path("site"),
     port: Annotated[int, typer.Option(help="0 picks a free one.", min=0, max=65535)] = 8000,
+    watch: Annotated[bool, typer.Option("--watch", help="Build the site first, and anew when records change.")] = False,
+    records: Annotated[list[Path] | None, typer.Option(help="Folders of records to watch; may be repeated.")] = None,
 ) -> None:
     """Serve the pages on this machine only, until Ctrl-C."""
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+    if watch:
+        from leaderboard.watch import Watcher
+
+        watcher = Watcher(records or _default_records(), site, typer.echo)
+        watcher.look()
+        watcher.keep_looking()
     if not (site / "index.html").exists():
         raise BenchError(f"{site} holds no index.html; run `purifybench site build --out {site}`")
     try:

@@ -1,13 +1,14 @@
-"""What broke a defense: at every radius, how many images fell to each attack first. Counted by bench.statistics."""
+"""What broke a defense, and all of a board: how many images fell to each attack first. Counted by bench.statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench import statistics
 from bench.protocol import AttackSpec
 from bench.record import Cell
-from leaderboard.tables import Row
+from leaderboard.tables import BASELINE, Board, Row
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,32 @@ def breakers(row: Row) -> Breakers | None:
     clean = (cell for cells in seeds for cell in cells if cell.record.spec.slug == "clean.none")
     right = sum(int((cell.outcomes.correct > 0.5).sum()) for cell in clean)
     return Breakers(attacks, tuple(sum(found.values()) for found in by_radius), right)
+
+
+@dataclass(frozen=True)
+class Toll:
+    """Over all defenses of a board, at the largest radius that is quoted: how many images fell to each attack first, by
+    the attack's name, and how many fell in all."""
+
+    board: Board
+    eps: float
+    broken: Mapping[str, int]
+    total: int
+
+
+def toll(boards: Sequence[Board]) -> Toll | None:
+    """The toll of the first board that has any numbers; None where none has."""
+    for board in boards:
+        found = [(row, one) for row in board.rows if row.defense != BASELINE and (one := breakers(row)) is not None]
+        if board.protocol and found:
+            eps = (board.protocol.headline_radii or board.protocol.linf_radii)[-1]
+            place = board.protocol.linf_radii.index(eps)
+            broken: dict[str, int] = {}
+            for _, one in found:
+                for attack in one.attacks:
+                    broken[attack.kind.attack] = broken.get(attack.kind.attack, 0) + attack.broken[place]
+            return Toll(board, eps, broken, sum(broken.values()))
+    return None
 
 
 def _counted(row: Row, seed: int) -> list[Cell]:

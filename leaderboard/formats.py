@@ -69,7 +69,12 @@ def decimal_range(estimate: Estimate) -> str:
 
 def signed(value: float) -> str:
     """A difference with its sign: "+0.131", "−0.020"."""
-    return f"{value:+.3f}".replace("-", _MINUS)
+    return _with_sign(f"{value:+.3f}")
+
+
+def _with_sign(text: str) -> str:
+    """A number that was formatted with its sign; what rounds to zero has a plus."""
+    return text.replace("-", _MINUS if float(text) else "+")
 
 
 def signed_range(estimate: Interval) -> str:
@@ -79,7 +84,7 @@ def signed_range(estimate: Interval) -> str:
 
 def points(value: float) -> str:
     """A difference of accuracies in percentage points with its sign: "+3.5"."""
-    return f"{100 * value:+.1f}".replace("-", _MINUS)
+    return _with_sign(f"{100 * value:+.1f}")
 
 
 def points_range(estimate: Interval) -> str:

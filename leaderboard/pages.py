@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from bench.protocol import TRACKS
 from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, views
 from leaderboard.attack_page import attack_pages
+from leaderboard.breakers import toll
 from leaderboard.citations import bibtex
 from leaderboard.compare import comparisons, matrix
 from leaderboard.environment import HERE, environment, repeats_paper
@@ -18,6 +20,7 @@ from leaderboard.tables import Board, Row
 
 _DATASETS = ("mnist", "fmnist", "digits")  # the order of boards that are otherwise alike
 _EXPORTS = {"csv": exports.as_csv, "json": exports.as_json, "tex": exports.as_latex}
+_ALL_RECORDS = "records/all.zip"
 Files = dict[str, bytes]
 
 
@@ -39,7 +42,8 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
 
     def render(template: str, path: str, **values: object) -> None:
         root = "../" * path.count("/")
-        files[path] = made.get_template(template).render(root=root, here=path, **shared, **values).encode()
+        text = made.get_template(template).render(root=root, here=path, **shared, **values)
+        files[path] = re.sub(r"\n\s*\n", "\n", text).encode()  # blank lines are what templates leave of their loops
 
     tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
     render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
@@ -48,39 +52,51 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
     render("warnings.html.j2", "warnings.html", concerned=_concerned(boards))
     render("dispute.html.j2", "dispute.html")
     attacks = attack_pages(boards)
-    render("attacks.html.j2", "attacks.html", attacks=attacks)
+    render("attacks.html.j2", "attacks.html", attacks=attacks, toll=toll(boards))
     for attack in attacks:
         render("attack.html.j2", f"attack/{formats.file_name(attack.name)}.html", attack=attack)
-    _compare(boards, render)
-    shown = protocol_page.shown(boards)
-    render("protocols.html.j2", "protocols.html", protocols=shown, tracks=TRACKS)
-    render("submit.html.j2", "submit.html", suggested=protocol_page.suggested(shown))
-    for protocol in shown:
+    protocols = protocol_page.shown(boards)
+    render("protocols.html.j2", "protocols.html", protocols=protocols, tracks=TRACKS)
+    render("submit.html.j2", "submit.html", suggested=protocol_page.suggested(protocols))
+    for protocol in protocols:
         path = f"protocol/{formats.file_name(protocol.id)}"
         thresholds, run = asdict(protocol.thresholds), {attack.name for attack in attacks}
         render("protocol.html.j2", f"{path}.html", protocol=protocol, thresholds=thresholds, run=run)
         files[f"{path}.json"] = protocol_page.as_json(protocol)
-    packed = []
+    compared = _compare(boards, render)
     for board in boards:
-        name = formats.file_name(board.id)
-        render("board.html.j2", f"board/{name}.html", board=board, **_board_values(board))
-        if board.protocol is not None:
-            for end, form in _EXPORTS.items():
-                files[f"board/{name}.{end}"] = form(board)
+        files |= _board_files(board, render)
         for defense, rows in _by_defense(board).items():
-            path = f"{name}/{formats.file_name(defense)}"
-            values = defense_page.values(board, rows, tables)
-            render("defense.html.j2", f"defense/{path}.html", board=board, **_facts(board), **values)
-            packed.append(archive.folder([cell for row in rows for cell in row.cells]))
-            files[f"records/{path}.zip"] = archive.zipped(packed[-1:])
-    files["records/all.zip"] = archive.zipped(packed)
+            path = f"defense/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
+            values = {**_facts(board), **defense_page.values(board, rows, tables)}
+            render("defense.html.j2", path, board=board, is_compared=(board.id, defense) in compared, **values)
+    files |= _records(boards)
     files["purifybench.bib"] = bibtex(boards)
-    render("downloads.html.j2", "downloads.html", size=len(files["records/all.zip"]))
+    render("downloads.html.j2", "downloads.html", size=len(files[_ALL_RECORDS]))
     return files
 
 
-def _compare(boards: Sequence[Board], render: Render) -> None:
-    """The page on which to choose two defenses, and one for every defense against all others of its board."""
+def _board_files(board: Board, render: Render) -> Files:
+    """Renders the page of a board, and returns its rows for other programs."""
+    name = f"board/{formats.file_name(board.id)}"
+    render("board.html.j2", f"{name}.html", board=board, **_board_values(board))
+    return {f"{name}.{end}": form(board) for end, form in _EXPORTS.items()} if board.protocol is not None else {}
+
+
+def _records(boards: Sequence[Board]) -> Files:
+    """The records of each defense in a zip, and all of them in one."""
+    files, folders = Files(), []
+    for board in boards:
+        for defense, rows in _by_defense(board).items():
+            folders.append(archive.folder([cell for row in rows for cell in row.cells]))
+            name = f"records/{formats.file_name(board.id)}/{formats.file_name(defense)}.zip"
+            files[name] = archive.zipped(folders[-1:])
+    return {**files, _ALL_RECORDS: archive.zipped(folders)}
+
+
+def _compare(boards: Sequence[Board], render: Render) -> set[tuple[str, str]]:
+    """The page on which to choose two defenses, and one for every defense against all others of its board; returns the
+    board and the name of each of these."""
     found = [(board, comparisons(board)) for board in boards if board.protocol]
     found = [(board, [one for one in all_of_it if one.others]) for board, all_of_it in found]
     shown = [(board, some, matrix(some)) for board, some in found if some]
@@ -90,6 +106,7 @@ def _compare(boards: Sequence[Board], render: Render) -> None:
             own = [one for one in some if one.row.defense == defense]
             path = f"compare/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
             render("compare_one.html.j2", path, board=board, defense=defense, card=own[0].row.card, found=own)
+    return {(board.id, one.row.defense) for board, some, _ in shown for one in some}
 
 
 def _rows(board: Board) -> Iterable[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from bench import seeds, statistics
 from bench.catalog import ATTACKS
 from bench.protocol import AttackSpec, Protocol
 from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run, Store
+from leaderboard import archive
 
 VERSIONS = {"numpy": "2"}
 RUN = Run(attack_seconds=1.5, scoring_seconds=0.5, device="cpu", threads=2, peak_memory_mb=300.0, versions=VERSIONS)
@@ -128,8 +129,18 @@ def save(
             for earlier in broken if spec.cascade and spec.norm and spec.eps else ():
                 near = earlier.outcomes.distance(spec.norm or "") <= (spec.eps or 0) + statistics.TOLERANCE
                 stands &= ~(near & (earlier.outcomes.correct == 0))
-            made = cell(effort, defense, spec, stands=stands, **changes)
-            broken.append(made)
-            if spec.slug not in skip:
-                store.save(made)
+            broken.append(cell(effort, defense, spec, stands=stands, **changes))
+        save_all(store, [made for made in broken if made.record.spec.slug not in skip])
     return store
+
+
+def save_all(store: Store, cells: Sequence[Cell]) -> None:
+    """Save cells of one defense: all at once where it has none yet, since each further one packs all arrays again."""
+    if cells and not store.folder(cells[0].record.protocol, cells[0].record.defense).exists():
+        for name, content in archive.folder(cells).items():
+            path = store.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return
+    for made in cells:
+        store.save(made)

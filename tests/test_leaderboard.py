@@ -813,6 +813,11 @@ def test_attacks_are_named_as_published(name: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("form", "value", "shown"),
     [
+        (formats.signed, -0.0004, "+0.000"),
+        (formats.points, -0.02, "−2.0"),
+        (formats.p_value, 0.0004, "<\u202f0.001"),
+        (formats.p_value, 0.0421, "0.042"),
+        (formats.file_size, 2_453_037, "2.5\u202fMB"),
         (formats.compact, 0, "0"),
         (formats.compact, 999, "999"),
         (formats.compact, 12345, "12.3\u202fk"),

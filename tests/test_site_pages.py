@@ -22,6 +22,7 @@ from bench.verdicts import Verdict
 from leaderboard import archive, attack_page, breakers, commands, compare, defense_page, sentences, tables
 from leaderboard.build import build
 from leaderboard.paper_tables import paper_tables
+from leaderboard.watch import Watcher
 
 ALL, NONE, HALF = [1] * 10, [0] * 10, [1] * 5 + [0] * 5
 
@@ -49,7 +50,7 @@ def test_two_sentences_say_what_blind_attackers_leave_and_what_the_worst_does(st
     tiny_cells(store, "worse", [NONE, NONE, NONE])
     found = {name: " ".join(sentences.verdict_in_two(row)) for name, row in rows(TINY, store).items()}
     low, high = statistics.wilson(5, 10)
-    half = f"50.0\u202f% of the images right ({100 * low:.1f}–{100 * high:.1f}, n = 10) at ε = 0.2"
+    half = f"50.0\u202f% of the images right ({100 * low:.1f}–{100 * high:.1f}, n\u00a0=\u00a010) at ε\u00a0=\u00a00.2"
     # identity: 0.25; good: (1 + 1) / 2 * 0.1 + (1 + 0.5) / 2 * 0.1 over 0.2 = 0.875
     assert found["good"].startswith(
         f"Attackers who do not know the defense leave {half}. The worst attack on each image"
@@ -90,6 +91,18 @@ def test_every_broken_image_is_put_down_to_the_first_attack(store: Store, tmp_pa
     assert (found.total, found.right, found.most) == ((2, 7), 9, (1, 2))
     detail = text_of(pages(build([store], tmp_path / "site").parent)["defense/deep-v1/kmeans.html"])
     assert "What broke it first" in detail and "7 of 9" in detail
+
+
+def test_the_toll_of_an_attack_is_summed_over_the_defenses_of_a_board(store: Store, tmp_path: Path) -> None:
+    deep_cells(store, "kmeans")
+    deep_cells(store, "other")
+    deep_cells(store, "identity")  # not a defense
+    found = breakers.toll([tables.board(DEEP.id, store.cells())])
+    assert found is not None
+    assert (found.eps, dict(found.broken), found.total) == (0.2, {"fgsm": 4, "apgd_margin": 10}, 14)
+    shown = text_of((build([store], tmp_path / "site").parent / "attacks.html").read_text())
+    assert "of the 14 images" in shown
+    assert breakers.toll([]) is None
 
 
 def test_two_defenses_are_compared_image_by_image(store: Store, tmp_path: Path) -> None:
@@ -255,3 +268,18 @@ def test_the_warnings_page_names_whom_a_rule_concerns(
         tiny_cells(store, name, [ALL, ALL, ALL])
     page = (build([store], tmp_path / "site").parent / "warnings.html").read_text()
     assert page.count("Today:") == 1 and page.count('href="defense/tiny-v1/bad.html"') == 1
+
+
+def test_a_watched_site_is_built_when_records_change(store: Store, tmp_path: Path) -> None:
+    said: list[str] = []
+    watcher = Watcher([store.root], tmp_path / "site", said.append)
+    assert not watcher.look() and said[-1].startswith("not built: there are no records")
+    assert not watcher.look() and len(said) == 1  # said once
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    assert watcher.look() and said[-1] == "built from 4 files"
+    assert not watcher.look()
+    tiny_cells(store, "kmeans", [ALL, ALL, NONE])
+    assert watcher.look() and (tmp_path / "site/defense/tiny-v1/kmeans.html").exists()
+    (tmp_path / "site/.purifybench-site.json").write_text("{")
+    (store.root / "tiny-v1/kmeans/A.clean.none.seed0.json").unlink()
+    assert not watcher.look() and "not made by PurifyBench" in said[-1]

@@ -79,7 +79,7 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     const exported = {
       columns: ":visible:not(.spark)",
       format: {
-        body: (_, row, column, node) => plain(node.dataset.export ?? node.textContent.trim().replace(/\s+/g, " ")),
+        body: (_, row, column, node) => plain(node.dataset.export ?? node.dataset.order ?? node.textContent.trim().replace(/\s+/g, " ")),
         header: (title, index, node) => nameOf(node, title),
       },
       // one header line, also where the table has two

@@ -1,0 +1,60 @@
+"""Builds a served site anew whenever its records change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.errors import BenchError
+from leaderboard.build import build
+
+Stamp = frozenset[tuple[Path, int, int]]
+
+
+class Watcher:
+    """Looks at folders of records, and writes their site into `out` when they are no longer what they were.
+
+    What cannot be built (no record yet, a file that is not ours in `out`) is said once, and tried again after the next
+    change; the old pages stay.
+    """
+
+    def __init__(self, folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> None:
+        self._folders, self._out, self._say = folders, out, say
+        self._seen: Stamp | None = None
+
+    def look(self) -> bool:
+        """Build if there is anything new; returns whether pages were written."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        try:
+            build(self._folders, self._out)
+        except BenchError as problem:
+            self._say(f"not built: {problem}")
+            return False
+        self._say(f"built from {len(stamp)} files")
+        return True
+
+    def keep_looking(self, seconds: float = 1.0) -> None:
+        """Look every few seconds, in a thread that ends with the program."""
+        pause = threading.Event()
+
+        def run() -> None:
+            while not pause.wait(seconds):
+                self.look()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _stamp(self) -> Stamp:
+        """Every record and array file with its time and size; a file that goes while we look is one that is gone."""
+        found = set()
+        for folder in self._folders:
+            for path in [*folder.glob("*/*/*.json"), *folder.glob("*/*/outcomes.npz")]:
+                try:
+                    state = path.stat()
+                except FileNotFoundError:
+                    continue
+                found.add((path, state.st_mtime_ns, state.st_size))
+        return frozenset(found)
