@@ -43,13 +43,6 @@ class ExitsUnderAttack(Hostile):
         super().__init__(classifier, act=act)
 
 
-class Draws(Hostile):
-    """Draws from every global generator and none of its own."""
-
-    def __init__(self, classifier: nn.Module, *, act: str = "global numbers") -> None:
-        super().__init__(classifier, act=act)
-
-
 def _flood(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
     kept = []
     while True:

@@ -241,11 +241,11 @@ def test_files_are_read_only_and_the_data_is_not_to_be_found(hostile_class, clas
 
 @BOXED
 def test_test_images_are_hidden_from_the_child(tmp_path, classifier, monkeypatch):
-    home = Path(os.environ["PURIFYBENCH_HOME"])
-    home.mkdir()
-    (home / "images.npz").write_text("test images")
+    chunks = Path(os.environ["PURIFYBENCH_HOME"]) / "chunks"
+    chunks.mkdir(parents=True)
+    (chunks / "images.npz").write_text("test images")
     cls = isolated("hostile", "hostile:Hostile", path=[HERE], limits=LIMITS)
-    assert attempt(cls, classifier, "data", str(home))
+    assert attempt(cls, classifier, "data", str(chunks))
     cls.channel.close()
 
 

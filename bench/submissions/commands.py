@@ -180,7 +180,7 @@ def verify(
     stored = records or folder / "records"
     protocols = [protocol_id] if protocol_id else sorted(path.parent.name for path in stored.glob(f"*/{folder.name}"))
     refused = not protocols
-    with steps.opened(name, root) as (_, defense):
+    with steps.opened(name, root, data_root) as (_, defense):
         for one in protocols:
             chosen = cell or verification.choose(stored, folder.name, one, cells, seed)
             for found in verification.again(

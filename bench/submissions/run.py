@@ -58,7 +58,9 @@ class Report:
 
 
 @contextmanager
-def opened(name: str, root: Path, limits: Limits | None = None) -> Iterator[tuple[Submission, str | type[Defense]]]:
+def opened(
+    name: str, root: Path, data_root: Path | None = None, limits: Limits | None = None
+) -> Iterator[tuple[Submission, str | type[Defense]]]:
     """A submission and its defense: the name of one that comes with PurifyBench, else a class in a child process, which
     is ended on leaving."""
     folder = places.folder(name, root)
@@ -68,7 +70,7 @@ def opened(name: str, root: Path, limits: Limits | None = None) -> Iterator[tupl
         return
     python = environment.prepare(submission, folder)
     point = environment.entry_point(python, submission, folder)
-    cls = isolated(submission.name, point, python=python, limits=limits or Limits())
+    cls = isolated(submission.name, point, python=python, limits=limits or Limits(), data_root=data_root)
     try:
         yield submission, cls
     finally:
@@ -106,7 +108,7 @@ def run(
     with report.step(1, "rules of files, description and code"):
         _keep_rules(name, root)
     with report.step(2, "environment and code") as notes:
-        entered = opened(name, root)
+        entered = opened(name, root, data_root)
         submission, defense = entered.__enter__()
         weights.fetch(submission)
         inside = isinstance(defense, type)
