@@ -163,6 +163,6 @@ def _capabilities(self: Hostile) -> bool:
 
 
 ATTEMPTS = {
-    "network": _network, "write": _write, "data": _data, "secret": _secret, "processes": _processes,
+    "network": _network, "write a file": _write, "data": _data, "secret": _secret, "processes": _processes,
     "capabilities": _capabilities,
 }  # fmt: skip

@@ -234,9 +234,9 @@ def test_the_network_is_out_of_reach(hostile_class, classifier):
 def test_files_are_read_only_and_the_data_is_not_to_be_found(hostile_class, classifier, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    assert attempt(hostile_class, classifier, "write", str(victim)) and victim.read_text() == "mine"
-    assert attempt(hostile_class, classifier, "write", str(HERE / "new_file.py"))
-    assert not attempt(hostile_class, classifier, "write", "own.txt"), "its own folder is its own"
+    assert attempt(hostile_class, classifier, "write a file", str(victim)) and victim.read_text() == "mine"
+    assert attempt(hostile_class, classifier, "write a file", str(HERE / "new_file.py"))
+    assert not attempt(hostile_class, classifier, "write a file", "own.txt"), "its own folder is its own"
 
 
 @BOXED

@@ -165,7 +165,7 @@ def test_small_differences_between_machines_are_borne_and_large_ones_are_not(mea
 def test_nothing_is_verified_without_records(measured, tmp_path, command):
     root, _, _ = measured
     status, _, err = command("submission", "verify", NAME, "--root", str(root), "--records", str(tmp_path))
-    assert status == 1 and "there are no records of soft_focus" in err
+    assert status == 2 and "there are no records of soft_focus" in err
     with pytest.raises(BenchError, match="holds no attacked images"):
         verify._copy_images(tmp_path, tmp_path / "into")
 
