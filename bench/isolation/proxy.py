@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -321,6 +322,8 @@ def isolated(
     it, as are the data sets in their usual places. Raises BenchError where the child cannot be started, the class does
     not import, or what it declares makes no sense.
     """
+    if os.name != "posix":
+        raise BenchError(f"{name} cannot be run in a process of its own on this system; use Linux or macOS")
     channel = Channel(name, point, Path(python), [Path(one).resolve() for one in path], limits, data_root)
     try:
         said = channel.start().header

@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
 from bench.progress import Progress, duration
 from bench.record import Cell, Store
-from bench.submissions import environment, places, rules, schema, weights
+from bench.submissions import environment, gradients, places, rules, schema, weights
 from bench.submissions.schema import Submission
 
 
@@ -115,7 +115,7 @@ def run(
         notes.append(f"in a process of its own: {box.describe()}" if inside else "comes with PurifyBench: no isolation")
     try:
         with report.step(3, "contract") as notes:
-            notes.append(_keep_contract(defense))
+            notes += _keep_contract(defense)
         chosen = protocol.get(chosen_protocol(submission, protocol_id, quick))
         chosen = chosen.limited(limit) if limit is not None else chosen
         with report.step(4, f"protocol {chosen.id}") as notes:
@@ -148,7 +148,7 @@ def _keep_rules(name: str, root: Path) -> None:
         raise BenchError(f"{len(findings)} findings: {shown}")
 
 
-def _keep_contract(defense: str | type[Defense]) -> str:
+def _keep_contract(defense: str | type[Defense]) -> list[str]:
     from bench import plugins
 
     cls = plugins.load(defense) if isinstance(defense, str) else defense
@@ -156,7 +156,8 @@ def _keep_contract(defense: str | type[Defense]) -> str:
     if broken:
         raise BenchError("; ".join(f"{finding.check}: {finding.problem}" for finding in broken))
     where = "through the seam" if issubclass(cls, Isolated) else "in this process"
-    return f"all {len(checks.ALL)} points kept, seen {where}"
+    said = gradients.advice(cls)
+    return [f"all {len(checks.ALL)} points kept, seen {where}", *([said] if said else [])]
 
 
 def _verified(
