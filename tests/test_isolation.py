@@ -266,6 +266,17 @@ def test_a_child_that_keeps_ending_is_given_up(classifier):
         cls(classifier)
 
 
+def test_a_child_does_not_outlive_its_parent_even_if_it_hangs(hostile_class, classifier):
+    hanging = hostile_class(classifier, act="hang")
+    channel, generator = hostile_class.channel, draws.generator("cpu", "x")
+    process = channel._process
+    header = {"op": "call", "id": hanging._number, "door": "purify", "call": 1, "grad": False, "seed": 1}
+    wire.send(channel._socket, Message({**header, "device": "cpu"}, [generator.get_state(), images()]))
+    channel._socket.close()
+    process.wait(timeout=60)
+    channel.close()
+
+
 def test_what_cannot_be_imported_is_one_line():
     with pytest.raises(BenchError, match="does not start in its own process: ModuleNotFoundError"):
         isolated("nothing", "surely_not_there:X")

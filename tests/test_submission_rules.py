@@ -317,6 +317,12 @@ def test_the_site_leaves_out_what_is_refused(root, command, tmp_path):
     assert "soft_focus" in page and "twin" not in page
 
 
+def test_the_readmes_count_the_rules():
+    checkout = Path(__file__).parent.parent
+    for name in ("README.md", "submissions/README.md", "CHANGELOG.md"):
+        assert f"{len(rules.ALL)} numbered rules" in (checkout / name).read_text()
+
+
 def test_the_projects_own_submissions_keep_every_rule():
     own = Path(__file__).parent.parent / "submissions"
     kept = rules.examine(places.names(own), own)
