@@ -372,3 +372,9 @@ def test_a_random_stream_of_bytes_never_gives_more_than_a_wire_error():
 
 def test_the_module_of_acts_is_complete():
     assert set(ENDINGS) | set(FAULTS) <= set(hostile.ACTS)
+
+
+def test_a_boolean_is_true_or_false_whatever_its_byte():
+    header = b'{"tensors": [["bool", [3]]], "blob": 0}'
+    got = over_a_wire(len(header).to_bytes(8, "big") + (3).to_bytes(8, "big") + header + bytes([0, 2, 255]))
+    assert got.tensors[0].tolist() == [False, True, True] and int(got.tensors[0].sum()) == 2
