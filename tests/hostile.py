@@ -43,13 +43,6 @@ class ExitsUnderAttack(Hostile):
         super().__init__(classifier, act=act)
 
 
-class Draws(Hostile):
-    """Draws from every global generator and none of its own."""
-
-    def __init__(self, classifier: nn.Module, *, act: str = "global numbers") -> None:
-        super().__init__(classifier, act=act)
-
-
 def _flood(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
     kept = []
     while True:
@@ -170,6 +163,6 @@ def _capabilities(self: Hostile) -> bool:
 
 
 ATTEMPTS = {
-    "network": _network, "write": _write, "data": _data, "secret": _secret, "processes": _processes,
+    "network": _network, "write a file": _write, "data": _data, "secret": _secret, "processes": _processes,
     "capabilities": _capabilities,
 }  # fmt: skip

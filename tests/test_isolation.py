@@ -234,18 +234,18 @@ def test_the_network_is_out_of_reach(hostile_class, classifier):
 def test_files_are_read_only_and_the_data_is_not_to_be_found(hostile_class, classifier, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    assert attempt(hostile_class, classifier, "write", str(victim)) and victim.read_text() == "mine"
-    assert attempt(hostile_class, classifier, "write", str(HERE / "new_file.py"))
-    assert not attempt(hostile_class, classifier, "write", "own.txt"), "its own folder is its own"
+    assert attempt(hostile_class, classifier, "write a file", str(victim)) and victim.read_text() == "mine"
+    assert attempt(hostile_class, classifier, "write a file", str(HERE / "new_file.py"))
+    assert not attempt(hostile_class, classifier, "write a file", "own.txt"), "its own folder is its own"
 
 
 @BOXED
 def test_test_images_are_hidden_from_the_child(tmp_path, classifier, monkeypatch):
-    home = Path(os.environ["PURIFYBENCH_HOME"])
-    home.mkdir()
-    (home / "images.npz").write_text("test images")
+    chunks = Path(os.environ["PURIFYBENCH_HOME"]) / "chunks"
+    chunks.mkdir(parents=True)
+    (chunks / "images.npz").write_text("test images")
     cls = isolated("hostile", "hostile:Hostile", path=[HERE], limits=LIMITS)
-    assert attempt(cls, classifier, "data", str(home))
+    assert attempt(cls, classifier, "data", str(chunks))
     cls.channel.close()
 
 
@@ -264,6 +264,17 @@ def test_a_child_that_keeps_ending_is_given_up(classifier):
         cls(classifier, act="exit when built")
     with pytest.raises(ChildError, match="not started again after 1 ends; the last: .*status 3"):
         cls(classifier)
+
+
+def test_a_child_does_not_outlive_its_parent_even_if_it_hangs(hostile_class, classifier):
+    hanging = hostile_class(classifier, act="hang")
+    channel, generator = hostile_class.channel, draws.generator("cpu", "x")
+    process = channel._process
+    header = {"op": "call", "id": hanging._number, "door": "purify", "call": 1, "grad": False, "seed": 1}
+    wire.send(channel._socket, Message({**header, "device": "cpu"}, [generator.get_state(), images()]))
+    channel._socket.close()
+    process.wait(timeout=60)
+    channel.close()
 
 
 def test_what_cannot_be_imported_is_one_line():
@@ -361,3 +372,9 @@ def test_a_random_stream_of_bytes_never_gives_more_than_a_wire_error():
 
 def test_the_module_of_acts_is_complete():
     assert set(ENDINGS) | set(FAULTS) <= set(hostile.ACTS)
+
+
+def test_a_boolean_is_true_or_false_whatever_its_byte():
+    header = b'{"tensors": [["bool", [3]]], "blob": 0}'
+    got = over_a_wire(len(header).to_bytes(8, "big") + (3).to_bytes(8, "big") + header + bytes([0, 2, 255]))
+    assert got.tensors[0].tolist() == [False, True, True] and int(got.tensors[0].sum()) == 2

@@ -13,22 +13,13 @@ from pathlib import Path
 import fake_records
 import numpy as np
 import pytest
+import submitted
+from submitted import CARD, NAME, PROTOCOL, TINY
 
 from bench import protocol
-from bench.record import Card, Store
-from bench.submissions import add, places, rules, scaffold
+from bench.record import Store
+from bench.submissions import places, rules
 from bench.submissions.rules import base
-
-NAME, PROTOCOL = "soft_focus", "tiny-v1"
-_WHOLE = protocol.get("digits-v1-quick")
-_SLUGS = ("clean.none", "gray_box.fgsm.linf-0.1", "gray_box.pgd.linf-0.1", "white_box.apgd_ce.autograd.linf-0.1")
-TINY = dataclasses.replace(
-    _WHOLE, id=PROTOCOL, n_examples=24, efforts=(), attacks=tuple(a for a in _WHOLE.attacks if a.slug in _SLUGS),
-    linf_radii=(0.1,), headline_radii=(0.1,),
-)  # fmt: skip
-CARD = Card(
-    title="Soft focus", paper="https://arxiv.org/abs/1805.06605", year=2026, summary="x", differentiable=True
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,11 +34,7 @@ def _a_small_protocol() -> Iterator[None]:
 def _sound(tmp_path_factory: pytest.TempPathFactory, _a_small_protocol: None) -> Path:
     """A folder of submissions with one in it that keeps every rule."""
     top = tmp_path_factory.mktemp("sound")
-    root = top / "submissions"
-    root.mkdir()
-    package = scaffold.new(NAME, top)
-    _edit(package / "soft_focus.py", "https://example.org/paper", "https://arxiv.org/abs/1805.06605")
-    add.add(str(package), root, authors=["Ada"])
+    root = submitted.make(top)
     _measure(root)
     return root
 
@@ -80,18 +67,12 @@ def test_there_are_at_least_thirty_rules_with_numbers_and_meanings_of_their_own(
     assert len({rule.meaning for rule in rules.ALL}) == len(numbers)
 
 
-def _edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text, (path, old)
-    path.write_text(text.replace(old, new))
-
-
 def _toml(old: str, new: str) -> Callable[[Path], None]:
-    return lambda root: _edit(root / NAME / places.FILE, old, new)
+    return lambda root: submitted.edit(root / NAME / places.FILE, old, new)
 
 
 def _project(old: str, new: str) -> Callable[[Path], None]:
-    return lambda root: _edit(root / NAME / "plugin" / "pyproject.toml", old, new)
+    return lambda root: submitted.edit(root / NAME / "plugin" / "pyproject.toml", old, new)
 
 
 def _file(path: str, content: bytes = b"x\n") -> Callable[[Path], None]:
@@ -140,7 +121,7 @@ def _npy_of_objects() -> bytes:
 
 def _twin(root: Path) -> None:
     shutil.copytree(root / NAME, root / "twin")
-    _edit(root / "twin" / places.FILE, 'name = "soft_focus"', 'name = "twin"')
+    submitted.edit(root / "twin" / places.FILE, 'name = "soft_focus"', 'name = "twin"')
     folder = root / "twin" / "records" / PROTOCOL
     (folder / NAME).rename(folder / "twin")
     for path in (folder / "twin").glob("*.json"):
@@ -219,7 +200,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "302 no TOML": _project("[project]", "[project"),
     "303": _project('soft_focus = "soft', 'other = "soft'),
     "304": _project("soft_focus:SoftFocus", "soft_focus:Other"),
-    "305": lambda root: _edit(root / NAME / "plugin" / "soft_focus.py", ", 2026", ", 2025"),
+    "305": lambda root: submitted.edit(root / NAME / "plugin" / "soft_focus.py", ", 2026", ", 2025"),
     "306": _project("[tool.setuptools]", '[project.entry-points.pytest11]\nx = "x"\n\n[tool.setuptools]'),
     "306 a command": _project("[tool.setuptools]", '[project.scripts]\nls = "x:y"\n\n[tool.setuptools]'),
     "307": _project("setuptools.build_meta", "mine"),
@@ -229,7 +210,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "309": _file("plugin/start.pth"),
     "310": _toml('folder = "plugin"', "included = true"),
     "311": _file("plugin/torch.py"),
-    "401": lambda root: _edit(_records(root) / f"A.{CLEAN}.seed0.json", '"draws": 1', '"draws": 2'),
+    "401": lambda root: submitted.edit(_records(root) / f"A.{CLEAN}.seed0.json", '"draws": 1', '"draws": 2'),
     "401 not JSON": lambda root: (_records(root) / f"A.{CLEAN}.seed0.json").write_text("["),
     "402": _file(f"records/{PROTOCOL}/kmeans/x.json"),
     "403": _file(f"records/{PROTOCOL}+limit8/{NAME}/x.json"),
@@ -327,13 +308,19 @@ def test_the_command_says_what_is_wrong_and_how_many(root, command):
 @pytest.mark.slow
 def test_the_site_leaves_out_what_is_refused(root, command, tmp_path):
     _twin(root)
-    _edit(root / "twin" / places.FILE, 'title = "Soft focus"', 'title = "Twin"')
+    submitted.edit(root / "twin" / places.FILE, 'title = "Soft focus"', 'title = "Twin"')
     _measure(root, strength=0.3)  # other records than the twin's
     status, out, err = command("site", "build", "--out", str(tmp_path / "site"))
     assert status == 0 and "index.html" in out
     assert "twin is left out: S405" in err and "soft_focus is left out" not in err
     page = (tmp_path / "site" / "index.html").read_text()
     assert "soft_focus" in page and "twin" not in page
+
+
+def test_the_readmes_count_the_rules():
+    checkout = Path(__file__).parent.parent
+    for name in ("README.md", "submissions/README.md", "CHANGELOG.md"):
+        assert f"{len(rules.ALL)} numbered rules" in (checkout / name).read_text()
 
 
 def test_the_projects_own_submissions_keep_every_rule():

@@ -99,6 +99,7 @@ def describe() -> str:
     read_only = "--mount" in around
     parts += ["files read-only, data hidden"] if read_only else ["files NOT read-only, data NOT hidden"]
     parts += ["no capabilities"] if _drops() else []
+    parts += [] if Path("/proc/self/stat").exists() else ["memory NOT watched"]
     return ", ".join(parts)
 
 

@@ -36,8 +36,10 @@ class Channel:
     `generation` counts the starts: what an older child knew is gone. Not for use by several threads at once.
     """
 
-    def __init__(self, name: str, point: str, python: Path, path: Sequence[Path], limits: Limits) -> None:
-        self.name, self.point, self.python, self.limits = name, point, python, limits
+    def __init__(
+        self, name: str, point: str, python: Path, path: Sequence[Path], limits: Limits, data_root: Path | None = None
+    ) -> None:
+        self.name, self.point, self.python, self.limits, self.data_root = name, point, python, limits, data_root
         self.path = [_home_of("bench"), *path]
         self.generation = 0
         self.failures = 0
@@ -96,15 +98,17 @@ class Channel:
         self._folder.chmod(0o777)
         threads = torch.get_num_threads()
         words = [
-            str(self.python), "-W", "ignore", "-m", "bench.isolation.child", str(child.fileno()), str(self.limits.file_mb), str(threads)
-        ]  # fmt: skip
+            *(str(self.python), "-W", "ignore", "-m", "bench.isolation.child"),
+            *(str(child.fileno()), str(self.limits.file_mb), str(threads)),
+        ]
         variables = box.environment(self._folder, threads)
         variables["PYTHONPATH"] = os.pathsep.join(map(str, self.path))
         self._why = ""
-        with (self._output).open("wb") as output:
+        boxed = box.command(words, self._folder, hidden(self.data_root))
+        with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                box.command(words, self._folder, hidden()), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env=variables, cwd=self._folder, pass_fds=[child.fileno()], start_new_session=True,
+                boxed, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables,
+                cwd=self._folder, pass_fds=[child.fileno()], start_new_session=True,
             )  # fmt: skip
         child.close()
         self._socket = parent
@@ -183,9 +187,10 @@ def printable(text: object, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def hidden() -> list[Path]:
+def hidden(data_root: Path | None = None) -> list[Path]:
     """Files and folders with test images, which no child shall see."""
-    found = [places.home().resolve(), *(root.resolve() for root in data.roots())]
+    kept = places.home().resolve()
+    found = [kept / "chunks", kept / "weights", *(root.resolve() for root in data.roots(data_root))]
     sklearn = importlib.util.find_spec("sklearn")
     if sklearn is not None and sklearn.origin is not None:
         found.append(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz")

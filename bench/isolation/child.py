@@ -9,9 +9,12 @@ import contextlib
 import importlib
 import inspect
 import io
+import os
 import random
+import select
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -285,11 +288,22 @@ def _bounded(file_mb: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
+def _end_with_the_parent(channel: socket.socket) -> None:
+    """End this process when the parent's is gone, whatever the defense is doing."""
+    hung_up = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+    poll = select.poll()
+    poll.register(channel, getattr(select, "POLLRDHUP", 0))
+    while not any(flags & hung_up for _, flags in poll.poll()):
+        pass
+    os._exit(0)
+
+
 def main() -> None:
     """Serve on the file descriptor that the parent named."""
     descriptor, file_mb, threads = (int(word) for word in sys.argv[1:4])
     channel = socket.socket(fileno=descriptor)
     _bounded(file_mb)
+    threading.Thread(target=_end_with_the_parent, args=(channel,), daemon=True).start()
     device.prepare("auto")
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError):  # the parent has what it wanted

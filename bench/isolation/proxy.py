@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -313,13 +314,17 @@ def isolated(
     python: Path | str = sys.executable,
     path: Sequence[Path] = (),
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    data_root: Path | None = None,
 ) -> type[Isolated]:
     """The class that the entry point `point` ("module:Class") names, in a child process of the interpreter `python`.
 
-    `path` are folders from which the child may import, besides what its interpreter finds. Raises BenchError where the
-    child cannot be started, the class does not import, or what it declares makes no sense.
+    `path` are folders from which the child may import, besides what its interpreter finds; `data_root` is hidden from
+    it, as are the data sets in their usual places. Raises BenchError where the child cannot be started, the class does
+    not import, or what it declares makes no sense.
     """
-    channel = Channel(name, point, Path(python), [Path(one).resolve() for one in path], limits)
+    if os.name != "posix":
+        raise BenchError(f"{name} cannot be run in a process of its own on this system; use Linux or macOS")
+    channel = Channel(name, point, Path(python), [Path(one).resolve() for one in path], limits, data_root)
     try:
         said = channel.start().header
         facts = said["facts"]

@@ -78,8 +78,10 @@ def receive(channel: socket.socket, deadline: float | None = None, most: int = L
             step = n * torch.empty((), dtype=dtype).element_size()
             if at + step > size:
                 raise ValueError("more tensors than bytes")
-            flat = torch.frombuffer(body, dtype=dtype, count=n, offset=at) if n else torch.empty(0, dtype=dtype)
-            tensors.append(flat.clone().view(shape))  # aligned, and the buffer may go
+            raw = torch.frombuffer(body, dtype=torch.uint8, count=step, offset=at) if n else torch.empty(0).byte()
+            copied = raw.clone()  # aligned, and the buffer may go
+            flat = copied != 0 if dtype is torch.bool else copied.view(dtype)  # a boolean of any other byte is none
+            tensors.append(flat.view(shape))
             at += step
         if not isinstance(blob, int) or at + blob != size:
             raise ValueError("bytes that nothing describes")

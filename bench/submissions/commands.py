@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bench.errors import BenchError
 from bench.submissions import places
 
 submission_app = typer.Typer(help="Submit a defense: describe, check, measure and verify it.", no_args_is_help=True)
@@ -179,17 +180,17 @@ def verify(
     folder = places.folder(name, root)
     stored = records or folder / "records"
     protocols = [protocol_id] if protocol_id else sorted(path.parent.name for path in stored.glob(f"*/{folder.name}"))
-    refused = not protocols
-    with steps.opened(name, root) as (_, defense):
-        for one in protocols:
-            chosen = cell or verification.choose(stored, folder.name, one, cells, seed)
+    if not protocols:
+        raise BenchError(f"there are no records of {folder.name} in {stored}; purifybench submission run {name}")
+    wanted = {one: cell or verification.choose(stored, folder.name, one, cells, seed) for one in protocols}
+    refused = False
+    with steps.opened(name, root, data_root) as (_, defense):
+        for one, chosen in wanted.items():
             for found in verification.again(
                 defense, folder.name, stored, one, chosen, images=images, data_root=data_root, device=device
             ):
                 refused |= bool(found.problem)
                 verdict = found.problem or "confirmed"
                 typer.echo(f"{one} {found.record.record.cell}: {verdict}")
-    if not protocols:
-        typer.echo(f"there are no records of {folder.name} in {stored}; purifybench submission run {name}", err=True)
     if refused:
         raise typer.Exit(1)

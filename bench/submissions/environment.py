@@ -76,6 +76,8 @@ def _install(submission: Submission, folder: Path, python: Path, place: Path) ->
     """pip, run by the host for the overlay. A folder is copied first: building writes beside the source."""
     source = submission.install.requirement or ""
     options = ["--disable-pip-version-check", "--no-input", "--no-warn-script-location", "--quiet"]
+    if submission.install.requirement and "git+" not in source:
+        options += ["--only-binary", ":all:"]  # a source distribution would run code of its own to build
     if submission.install.folder:
         copy = place / "source"
         shutil.copytree(folder / submission.install.folder, copy, ignore=shutil.ignore_patterns(*places.IGNORED))

@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
 from bench.progress import Progress, duration
 from bench.record import Cell, Store
-from bench.submissions import environment, places, rules, schema, weights
+from bench.submissions import environment, gradients, places, rules, schema, weights
 from bench.submissions.schema import Submission
 
 
@@ -58,7 +58,9 @@ class Report:
 
 
 @contextmanager
-def opened(name: str, root: Path, limits: Limits | None = None) -> Iterator[tuple[Submission, str | type[Defense]]]:
+def opened(
+    name: str, root: Path, data_root: Path | None = None, limits: Limits | None = None
+) -> Iterator[tuple[Submission, str | type[Defense]]]:
     """A submission and its defense: the name of one that comes with PurifyBench, else a class in a child process, which
     is ended on leaving."""
     folder = places.folder(name, root)
@@ -68,7 +70,7 @@ def opened(name: str, root: Path, limits: Limits | None = None) -> Iterator[tupl
         return
     python = environment.prepare(submission, folder)
     point = environment.entry_point(python, submission, folder)
-    cls = isolated(submission.name, point, python=python, limits=limits or Limits())
+    cls = isolated(submission.name, point, python=python, limits=limits or Limits(), data_root=data_root)
     try:
         yield submission, cls
     finally:
@@ -106,14 +108,14 @@ def run(
     with report.step(1, "rules of files, description and code"):
         _keep_rules(name, root)
     with report.step(2, "environment and code") as notes:
-        entered = opened(name, root)
+        entered = opened(name, root, data_root)
         submission, defense = entered.__enter__()
         weights.fetch(submission)
         inside = isinstance(defense, type)
         notes.append(f"in a process of its own: {box.describe()}" if inside else "comes with PurifyBench: no isolation")
     try:
         with report.step(3, "contract") as notes:
-            notes.append(_keep_contract(defense))
+            notes += _keep_contract(defense)
         chosen = protocol.get(chosen_protocol(submission, protocol_id, quick))
         chosen = chosen.limited(limit) if limit is not None else chosen
         with report.step(4, f"protocol {chosen.id}") as notes:
@@ -146,7 +148,7 @@ def _keep_rules(name: str, root: Path) -> None:
         raise BenchError(f"{len(findings)} findings: {shown}")
 
 
-def _keep_contract(defense: str | type[Defense]) -> str:
+def _keep_contract(defense: str | type[Defense]) -> list[str]:
     from bench import plugins
 
     cls = plugins.load(defense) if isinstance(defense, str) else defense
@@ -154,7 +156,8 @@ def _keep_contract(defense: str | type[Defense]) -> str:
     if broken:
         raise BenchError("; ".join(f"{finding.check}: {finding.problem}" for finding in broken))
     where = "through the seam" if issubclass(cls, Isolated) else "in this process"
-    return f"all {len(checks.ALL)} points kept, seen {where}"
+    said = gradients.advice(cls)
+    return [f"all {len(checks.ALL)} points kept, seen {where}", *([said] if said else [])]
 
 
 def _verified(

@@ -1,0 +1,278 @@
+"""From a submission to records that hold when measured again: environment, child process, steps, verification."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import submitted
+import torch
+from safetensors.torch import save
+from submitted import NAME, PROTOCOL, TINY
+
+from bench import protocol
+from bench.errors import BenchError
+from bench.isolation import Isolated
+from bench.places import home
+from bench.record import Store
+from bench.submissions import environment, places, rules, run, schema, verify, weights
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def _measured(_trained_home, tmp_path_factory):
+    """A submission taken through every step once: its root, the records, what was said, and the summary."""
+    from typer.testing import CliRunner
+
+    from bench import classifiers, cli
+
+    top = tmp_path_factory.mktemp("measured")
+    shutil.copytree(_trained_home[0], top / "home")
+    root = submitted.make(top)
+    claim = (
+        '[[claims]]\ndataset = "digits"\nnorm = "linf"\neps = 0.1\naccuracy = 0.99\nattack = "FGSM"\nwhere = "p. 1"\n'
+    )
+    with (root / NAME / places.FILE).open("a") as file:
+        file.write(claim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PURIFYBENCH_HOME", str(top / "home"))
+        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        patch.setattr(classifiers, "RECIPE", _trained_home[1])
+        patch.chdir(top)
+        words = [
+            "submission",
+            "run",
+            "soft-focus",
+            "-p",
+            PROTOCOL,
+            "--verify",
+            "0",
+            "--summary",
+            str(top / "summary.md"),
+        ]
+        told = CliRunner().invoke(cli.app, words)
+        assert told.exit_code == 0, (told.output, told.exception)
+        yield root, told.output, (top / "summary.md").read_text()
+
+
+@pytest.fixture
+def measured(_measured, monkeypatch):
+    """The same, with the home that it was measured in."""
+    monkeypatch.setenv("PURIFYBENCH_HOME", str(_measured[0].parent / "home"))
+    return _measured
+
+
+def test_every_step_is_told_and_the_records_keep_the_rules(measured):
+    root, said, summary = measured
+    for step in ("1. rules", "2. environment", "3. contract", f"4. protocol {PROTOCOL}", "5. rules of", "7. preview"):
+        assert f"{step}" in said
+    assert said.count(": passed") == 6 and "4 cells in" in said and "0 failed" in said
+    assert "in a process of its own" in said and "seen through the seam" in said
+    assert "claimed: 99.0% under FGSM, linf 0.1, digits (p. 1); worst case measured here" in said
+    assert summary.startswith("## soft-focus\n\n| | step | outcome | time |") and summary.count("\n| ") == 7
+    assert rules.examine([NAME], root)[NAME] == []
+    assert "soft_focus" not in sys.modules, "the parent never imports the plugin"
+    assert (root.parent / "site-preview" / "index.html").exists()
+
+
+def test_records_of_the_child_are_those_of_the_same_class_in_this_process(measured, tmp_path, monkeypatch):
+    from bench import campaign
+
+    root, _, _ = measured
+    monkeypatch.syspath_prepend(root / NAME / "plugin")
+    try:
+        from soft_focus import SoftFocus
+
+        cells = campaign.run(campaign.plan([SoftFocus], TINY), Store(tmp_path / "records"))
+    finally:
+        sys.modules.pop("soft_focus", None)
+    theirs = {cell.record.cell: cell.record.lasting() for cell in Store(root / NAME / "records").cells()}
+    assert {cell.record.cell: cell.record.lasting() for cell in cells} == theirs
+
+
+def test_cells_measured_again_confirm_the_records(measured, command):
+    root, _, _ = measured
+    words = ("submission", "verify", NAME, "--root", str(root), "--seed", "1", "--cells", "3")
+    status, out, err = command(*words)
+    assert (status, out.count(": confirmed")) == (0, 3), (out, err)
+    images = str(root.parent / "home")
+    status, out, _ = command(*words, "--images", images)
+    assert (status, out.count(": confirmed")) == (0, 3)
+
+
+def _forged(root: Path, tmp_path: Path, **changes) -> Path:
+    """A copy of the records in which one cell says something else, checksums and all."""
+    copy = tmp_path / "records"
+    shutil.copytree(root / NAME / "records", copy)
+    store = Store(copy)
+    cell = next(cell for cell in store.cells() if cell.record.spec.slug == "gray_box.fgsm.linf-0.1")
+    arrays = {name: value(cell.outcomes) for name, value in changes.items() if callable(value)}
+    outcomes = type(cell.outcomes)(**(cell.outcomes.arrays() | arrays))
+    fields = {name: value for name, value in changes.items() if not callable(value)}
+    fields["outcomes_sha256"] = outcomes.sha256()
+    store.save(type(cell)(cell.record.model_copy(update=fields), outcomes))
+    return copy
+
+
+FORGED = "A.gray_box.fgsm.linf-0.1.seed0"
+
+
+def test_an_embellished_record_is_found(measured, tmp_path, command):
+    root, _, _ = measured
+    right = {"correct": lambda o: np.ones_like(o.correct), "predicted": lambda o: o.label.copy()}
+    records = _forged(root, tmp_path, **right, margin=lambda o: np.ones_like(o.margin))
+    status, out, _ = command(
+        "submission", "verify", NAME, "--root", str(root), "--records", str(records), "--cell", FORGED
+    )
+    assert status == 1
+    assert "images come out otherwise; outcomes_sha256 differ" in out and "on the same machine" in out
+
+
+def test_a_record_of_other_code_is_found_even_where_another_cell_is_looked_at(measured, tmp_path, command):
+    root, _, _ = measured
+    records = _forged(root, tmp_path, key="0" * 64)
+    clean = "A.clean.none.seed0"
+    words = ("submission", "verify", NAME, "--root", str(root), "--records", str(records), "--cell")
+    status, _, err = command(*words, clean)
+    assert status == 2 and f"the record {FORGED} of {NAME} is not of this code" in err
+    status, _, err = command(*words, "A.nothing.seed0")
+    assert status == 2 and "there is no sound record A.nothing.seed0" in err
+
+
+def test_small_differences_between_machines_are_borne_and_large_ones_are_not(measured, tmp_path):
+    root, _, _ = measured
+    (cell,) = (c for c in Store(root / NAME / "records").cells() if c.record.cell == FORGED)
+    far = cell.record.run.model_copy(update={"device": "another"})
+    margin = type(cell.outcomes)(**(cell.outcomes.arrays() | {"margin": cell.outcomes.margin + np.float32(1e-6)}))
+    other = type(cell)(cell.record.model_copy(update={"outcomes_sha256": margin.sha256()}), margin)
+    assert "on the same machine" in verify.Comparison(cell, other).problem
+    elsewhere = type(cell)(other.record.model_copy(update={"run": far}), margin)
+    assert verify.Comparison(cell, elsewhere).problem == ""
+    assert "weights" not in verify.Comparison(cell, elsewhere).problem
+    turned = type(cell.outcomes)(**(cell.outcomes.arrays() | {"correct": 1 - cell.outcomes.correct}))
+    worse = type(cell)(cell.record.model_copy(update={"run": far, "outcomes_sha256": turned.sha256()}), turned)
+    assert "24 of 24 images come out otherwise" in verify.Comparison(cell, worse).problem
+
+
+def test_nothing_is_verified_without_records(measured, tmp_path, command):
+    root, _, _ = measured
+    status, _, err = command("submission", "verify", NAME, "--root", str(root), "--records", str(tmp_path))
+    assert status == 2 and "there are no records of soft_focus" in err
+    with pytest.raises(BenchError, match="holds no attacked images"):
+        verify._copy_images(tmp_path, tmp_path / "into")
+
+
+# ---------------------------------------------------------------------------------------------- steps that stop
+
+
+@pytest.fixture
+def root(tmp_path):
+    return submitted.make(tmp_path)
+
+
+def test_a_submission_that_breaks_a_rule_stops_at_the_first_step(root, command, tmp_path):
+    (root / NAME / "plugin" / "setup.py").write_text("raise AssertionError('run')")
+    summary = tmp_path / "summary.md"
+    status, out, err = command("submission", "run", NAME, "--root", str(root), "--summary", str(summary))
+    assert status == 2
+    assert "1. rules of files, description and code: FAILED: 1 findings: S307" in out
+    assert "error: step 1" in err and "2." not in out
+    assert "FAILED: 1 findings: S307" in summary.read_text()
+    assert not (home() / "environments").exists()
+
+
+def test_a_package_that_does_not_install_says_why(root):
+    submitted.edit(
+        root / NAME / "plugin" / "pyproject.toml", '["purifybench"]', '["purifybench", "no-such-thing-x==9"]'
+    )
+    described = schema.read(root / NAME / places.FILE)
+    os.environ["PIP_NO_INDEX"] = "1"
+    try:
+        with pytest.raises(BenchError, match=r"soft_focus does not install: .*no-such-thing-x.*; try pip install"):
+            environment.prepare(described, root / NAME)
+    finally:
+        del os.environ["PIP_NO_INDEX"]
+
+
+def test_a_defense_that_breaks_the_contract_is_not_measured(root, command):
+    submitted.edit(root / NAME / "plugin" / "soft_focus.py", "return (1 -", "return 2 + (1 -")
+    status, out, _ = command("submission", "run", NAME, "--root", str(root), "-p", "digits-v1-quick", "--limit", "4")
+    assert status == 2
+    assert "3. contract: FAILED" in out and "expected [0, 1]" in out and "4." not in out
+
+
+def test_an_overlay_is_small_and_its_own(tmp_path):
+    environment.overlay(tmp_path / "env")
+    size = sum(path.lstat().st_size for path in (tmp_path / "env").rglob("*") if not path.is_symlink())
+    assert size < 200_000
+    script = "import bench, numpy, sys; print(bench.__file__, sys.prefix)"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [tmp_path / "env" / "bin" / "python", "-c", script], capture_output=True, text=True, check=True, env=kept
+    )
+    assert done.stdout.split() == [sys.modules["bench"].__file__, str(tmp_path / "env")]
+
+
+def test_a_defense_that_comes_along_needs_no_environment(tmp_path):
+    checkout = Path(__file__).parent.parent
+    with run.opened("kmeans", checkout / "submissions") as (described, defense):
+        assert (described.name, defense) == ("kmeans", "kmeans")
+        assert environment.prepare(described, checkout) == Path(sys.executable)
+        assert not isinstance(defense, type) or not issubclass(defense, Isolated)
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def _weights(path: Path, content: bytes, sha256: str | None = None) -> weights.Weights:
+    path.write_bytes(content)
+    return weights.Weights.model_construct(
+        file="soft_focus-0123456789abcdef.safetensors", url=path.as_uri(),
+        sha256=sha256 or hashlib.sha256(content).hexdigest(),
+    )  # fmt: skip
+
+
+def test_weights_are_fetched_once_and_land_where_the_harness_looks(tmp_path):
+    content = save({"w": torch.ones(3)})
+    one = _weights(tmp_path / "w", content)
+    path = weights._fetch(one)
+    assert path == home() / "weights" / one.file and path.read_bytes() == content
+    (tmp_path / "w").unlink()
+    assert weights._fetch(one) == path, "what is there is not fetched again"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x04K\x01.", "is no safetensors file"),
+        (save({"w": torch.ones(3)})[:-1], "of another length"),
+        (len(b"{}").to_bytes(8, "little") + b"{}" + b"x", "of another length"),
+        ((2**60).to_bytes(8, "little") + b"{}", "is no safetensors file"),
+        (len(b"[1]").to_bytes(8, "little") + b"[1]", "is no safetensors file"),
+    ],
+)
+def test_what_is_no_safetensors_is_refused_without_loading(content, message, tmp_path):
+    with pytest.raises(BenchError, match=message):
+        weights._fetch(_weights(tmp_path / "w", content))
+    assert not (home() / "weights").exists()
+
+
+def test_another_checksum_or_address_is_refused(tmp_path):
+    one = _weights(tmp_path / "w", save({"w": torch.ones(3)}), "0" * 64)
+    with pytest.raises(BenchError, match=r"has the sha256 .*, expected 0000"):
+        weights._fetch(one)
+    (tmp_path / "w").unlink()
+    with pytest.raises(BenchError, match="cannot be read"):
+        weights._fetch(one)
+
+
+def test_the_summary_is_plain_json_free_text(measured):
+    assert json.dumps(measured[2]) and "\x1b" not in measured[2]
