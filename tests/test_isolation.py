@@ -143,7 +143,6 @@ def test_a_value_without_a_gradient_has_none_here(hostile_class, classifier):
 # ---------------------------------------------------------------------------------------------- the gallery
 
 ENDINGS = {
-    "os._exit": "ended itself with status 3",
     "segfault": "was killed by signal 11",
     "memory": "used more than 2,500 MB of memory and was ended",
     "fork": "(ran more than 64 threads and processes|used more than 2,500 MB of memory) and was ended",

@@ -209,6 +209,15 @@ def test_a_defense_that_breaks_the_contract_is_not_measured(root, command):
     assert "3. contract: FAILED" in out and "expected [0, 1]" in out and "4." not in out
 
 
+def test_a_defense_that_takes_too_long_is_ended_at_the_limit_that_was_given(root, command):
+    module = root / NAME / "plugin" / "soft_focus.py"
+    submitted.edit(module, "        mean = nn", "        __import__('time').sleep(600)\n        mean = nn")
+    status, out, _ = command("submission", "run", NAME, "--root", str(root), "--limit", "4", "--call-seconds", "3")
+    assert status == 2
+    assert "3. contract: FAILED" in out and "gave no answer within 3 s and was ended" in out
+    assert "not started again after 4 ends" in out
+
+
 def test_an_overlay_is_small_and_its_own(tmp_path):
     environment.overlay(tmp_path / "env")
     size = sum(path.lstat().st_size for path in (tmp_path / "env").rglob("*") if not path.is_symlink())

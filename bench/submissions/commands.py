@@ -128,6 +128,8 @@ def run(
     verify_cells: Annotated[int, typer.Option("--verify", help="How many cells are measured again.", min=0)] = 2,
     records: Records = None,
     site: Annotated[Path, typer.Option(help="Where the preview of the site goes.")] = Path("site-preview"),
+    call_seconds: Annotated[float, typer.Option(help="The longest that one answer may take.", min=1)] = 300,
+    memory_mb: Annotated[float, typer.Option(help="The most memory that the defense may use.", min=500)] = 6000,
     summary: Annotated[Path | None, typer.Option(help="Append the steps as a Markdown table to this file.")] = None,
     root: Root = places.ROOT,
     data_root: DataRoot = None,
@@ -140,6 +142,7 @@ def run(
         purifybench submission run my-defense --quick
     """
     from bench import progress
+    from bench.isolation import Limits
     from bench.submissions import run as steps
 
     report = steps.Report(name, typer.echo)
@@ -147,6 +150,7 @@ def run(
         steps.run(
             name, root, quick=quick, protocol_id=protocol_id, limit=limit, records=records, site=site,
             verify=verify_cells, data_root=data_root, device=device, report=report, progress=progress.for_terminal(),
+            limits=Limits(call_seconds=call_seconds, memory_mb=memory_mb),
         )  # fmt: skip
     finally:
         if summary is not None:

@@ -35,7 +35,7 @@ class Report:
     @contextmanager
     def step(self, number: int, title: str) -> Iterator[list[str]]:
         """Time a step; what it appends to the list is told with it."""
-        started, notes = time.monotonic(), list[str]()
+        started, notes, outcome = time.monotonic(), list[str](), "stopped"
         try:
             yield notes
             outcome = "passed"
@@ -44,12 +44,11 @@ class Report:
             raise StepError(f"step {number}, {title}: {problem}") from problem
         finally:
             seconds = duration(max(1, time.monotonic() - started))
-            self.say(f"{number}. {title}: {outcome if 'outcome' in locals() else 'stopped'} ({seconds})")
+            self.say(f"{number}. {title}: {outcome} ({seconds})")
             for note in notes:
                 self.say(f"   {note}")
-            self.lines.append(
-                f"| {number} | {title} | {locals().get('outcome', 'stopped')} {'; '.join(notes)} | {seconds} |"
-            )
+            told = "; ".join([outcome, *notes]).replace("|", "/")
+            self.lines.append(f"| {number} | {title} | {told} | {seconds} |")
 
     def markdown(self) -> str:
         """The steps as a table."""
@@ -95,6 +94,7 @@ def run(
     verify: int = 2,
     data_root: Path | None = None,
     device: str = "auto",
+    limits: Limits | None = None,
     report: Report,
     progress: Progress,
 ) -> list[Cell]:
@@ -108,7 +108,7 @@ def run(
     with report.step(1, "rules of files, description and code"):
         _keep_rules(name, root)
     with report.step(2, "environment and code") as notes:
-        entered = opened(name, root, data_root)
+        entered = opened(name, root, data_root, limits)
         submission, defense = entered.__enter__()
         weights.fetch(submission)
         inside = isinstance(defense, type)
