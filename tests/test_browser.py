@@ -126,10 +126,11 @@ CONTRAST = """() => {
 
 def test_every_page_is_sound_in_light_dark_and_on_a_phone(visit: Any, site: Path) -> None:
     pages = every_page(site)
-    alike = [path for folder in ("attack/", "protocol/") for path in pages if path.startswith(folder)]
-    longest = [max(alike, key=lambda path: (path.startswith(folder), (site / path).stat().st_size))
-               for folder in ("attack/", "protocol/")]  # fmt: skip
-    for path in [path for path in pages if path not in alike] + longest:
+    alike = {
+        folder: [path for path in pages if path.startswith(folder)] for folder in ("attack/", "compare/", "protocol/")
+    }
+    longest = [max(some, key=lambda path: (site / path).stat().st_size) for some in alike.values()]
+    for path in [path for path in pages if not path.startswith(tuple(alike))] + longest:
         page = visit(path, width=375)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, path
         assert page.locator("h1").count() == 1, path
