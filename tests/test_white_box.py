@@ -44,7 +44,7 @@ WHITE = replace(
 )
 
 
-pytestmark = pytest.mark.usefixtures("trained_home")
+pytestmark = [pytest.mark.usefixtures("trained_home"), pytest.mark.slow]
 
 
 def measure(cls: type[Defense] | str, records: Path) -> dict[str, Cell]:
