@@ -31,6 +31,7 @@ from bench import (
     training,
 )
 from bench import sources as origins
+from bench import weights as files
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS, CLASSIFIERS
 from bench.data import Dataset, Split
@@ -181,6 +182,7 @@ def trained_subject(
         with training.global_seed(seeds.derive("initialise defense", name, key)), _its_own_fault():
             return cls(mine, **chosen).to(device).eval()
 
+    losses: Mapping[str, tuple[float, ...]] = {}
     weights, built, stage, units = "", None, "built", 0.0
     try:
         with untouched(mine):
@@ -195,6 +197,7 @@ def trained_subject(
                 training.load_or_fit(trainee, name, key, fit, progress, source_hash(cls))
                 built = build()  # from the file, as every later run sees it: what fit kept elsewhere is lost now
                 weights = training.load_or_fit(built, name, key, fit, Progress(), source_hash(cls))
+                losses = files.read(training.weights_path(name, key)).losses
             stage = "measured"
             built.requires_grad_(False).eval()
             with training.global_seed(seeds.derive("cost", name)):
@@ -211,7 +214,7 @@ def trained_subject(
         attacked_weights = seeds.digest(name, chosen, source_hash(cls), training.weights_hash(attacked))
     return Subject(
         name, cls, built, recipe_name, chosen, weights or training.weights_hash(built), classifier, net_weights,
-        attacked, attacked_weights, seed, cost.budget(units), units,
+        attacked, attacked_weights, seed, cost.budget(units), units, losses,
     )  # fmt: skip
 
 

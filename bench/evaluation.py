@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +64,7 @@ class Subject:
     seed: int = 0  # that the defense was trained from
     budget: Budget = "cheap"
     units: float = 0.0  # what a purification costs: bench.cost
+    training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # the loss of each epoch, by training
     surrogate: nn.Module | None = None  # the harness's imitation of purify: bench.surrogate
 
     @property
@@ -223,6 +224,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         blocked=float(f"{blocked / looks:.6g}") if looks else None,
         loss_curve=_rounded(curve.mean(axis=1)) if curve.size else (),
         facts=_facts(work, examples, attacked, outcomes, progress),
+        training=subject.training if spec.slug == "clean.none" else {},
         outcomes_sha256=outcomes.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )

@@ -114,6 +114,9 @@ class Record(BaseModel):
     facts: Mapping[str, float | tuple[float, ...]] = Field(
         {}, description="what the defense tells of the attacked images beside its answers, such as how its codes lie"
     )
+    training: Mapping[str, tuple[float, ...]] = Field(
+        {}, description="the mean loss of each epoch by training; in the cell of clean images"
+    )
     outcomes_sha256: str
     run: Run
 

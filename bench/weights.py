@@ -22,7 +22,7 @@ class Weights:
     path: Path
     name: str
     key: Mapping[str, Any]
-    losses: Mapping[str, Sequence[float]]
+    losses: Mapping[str, tuple[float, ...]]
     size: int  # in bytes
 
     @property
@@ -39,7 +39,8 @@ def read(path: Path) -> Weights:
             if length > 100_000_000:
                 raise ValueError("no safetensors file")
             metadata = json.loads(file.read(length))["__metadata__"]
-        key, losses = json.loads(metadata["key"]), json.loads(metadata["losses"])
+        key, found = json.loads(metadata["key"]), json.loads(metadata["losses"])
+        losses = {label: tuple(float(f"{loss:.6g}") for loss in curve) for label, curve in found.items()}
         return Weights(path, key.pop("name"), key, losses, path.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BenchError(f"{path} holds no weights that `purifybench` wrote ({problem!r})") from problem

@@ -56,6 +56,7 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "name": name,
         "row": row,
         "chart": views.defense_chart(row, board, f"{name}a"),
+        "training": views.training_chart(row, f"{name}t"),
         "curves": views.curves_chart(row, f"{name}l"),
         "showcases": views.showcases(row),
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,

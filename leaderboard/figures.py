@@ -68,6 +68,11 @@ def loss_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     return _chart(name, title, tuple(lines), "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
 
 
+def losses_chart(name: str, lines: Sequence[Line]) -> Chart:
+    """The mean loss of each epoch of a training."""
+    return _chart(name, "Training loss of each epoch", tuple(lines), "epoch", "mean loss", scale=1)
+
+
 @lru_cache(maxsize=1024)  # the same lines are not drawn again: on two pages, or when a served site is built anew
 def _chart(name: str, title: str, lines: tuple[Line, ...], x_label: str, y_label: str, scale: float) -> Chart:
     with matplotlib.style.context(["default", _SVG_OPTIONS]):

@@ -11,7 +11,7 @@ import numpy as np
 from bench.protocol import TRACKS, AttackSpec, Protocol
 from bench.record import Cell
 from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
-from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart
+from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart, losses_chart
 from leaderboard.formats import attack_name, knowledge, thousands
 from leaderboard.pictures import data_uri
 from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
@@ -263,6 +263,17 @@ def curves_chart(row: Row, name: str) -> Chart | None:
         x = tuple(float(step) for step in range(len(losses)))
         lines.append(Line(label, x, curve, 1 + kind % SERIES, kind // SERIES % 4, 1.6, marked=False))
     return loss_chart(name, "Loss at each step, at each attack's largest radius", lines) if lines else None
+
+
+def training_chart(row: Row, name: str) -> Chart | None:
+    """The loss of each epoch of the trainings behind a row, its first seed; None where none has two epochs."""
+    lines: list[Line] = []
+    for cell in row.cells:
+        for label, losses in cell.record.training.items() if cell.record.seed == row.seeds[0] else ():
+            if len(losses) > 1:
+                epochs = tuple(float(epoch) for epoch in range(1, len(losses) + 1))
+                lines.append(Line(label, epochs, losses, 1 + len(lines) % SERIES, len(lines) // SERIES % 4))
+    return losses_chart(name, lines) if lines else None
 
 
 def showcases(row: Row) -> tuple[Showcase, ...]:

@@ -314,6 +314,8 @@ def test_pgd_training_is_attacked_on_its_own_net_and_holds_where_the_bare_net_fa
     name = white(0.1).slug
     assert hard[name].outcomes.accuracy > bare[name].outcomes.accuracy + 0.2
     assert hard["clean.none"].outcomes.accuracy > 0.8
+    (losses,) = hard["clean.none"].record.training.values()
+    assert len(losses) > 1 and hard[name].record.training == bare["clean.none"].record.training == {}
     assert not np.array_equal(hard[blind.slug].outcomes.l2, bare[blind.slug].outcomes.l2)
     assert hard[name].record.weights != bare[name].record.weights
 

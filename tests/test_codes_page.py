@@ -47,3 +47,14 @@ def test_a_name_from_a_record_is_text(page):
 
 def test_histograms_that_do_not_fit_are_left_out(page):
     assert "Bits that an attack flips" not in page(bit_flips=0.1, bit_flips_images=IMAGES, bit_flips_correct=(1.0,))
+
+
+def test_the_loss_of_each_epoch_is_drawn(tmp_path):
+    store = Store(tmp_path / "records")
+    for spec in TINY.attacks:
+        losses = {"training it on digits": (0.9, 0.5, 0.4)} if spec.attack == "none" else {}
+        store.save(fake_records.cell(TINY, "identity", spec, training=losses))
+    build([store.root], tmp_path / "site")
+    html = next(html for name, html in pages(tmp_path / "site").items() if name.endswith("identity.html"))
+    assert "Training loss of each epoch: training it on digits. The numbers are in the record" in html
+    tags_of(html)
