@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import torch
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from bench import seeds, training
 from bench.defense import Defense, Fact, has_door
 from bench.progress import Progress
 
@@ -21,17 +23,22 @@ def facts(
     """The defense's own facts, and the silhouette of its codes; six digits of each.
 
     `clean` and `attacked` are (N, C, H, W), `labels` and `correct` (N,). `silhouette` (Rousseeuw 1987) in [-1, 1] says
-    how far apart the codes of the attacked images lie by their labels: near 1, classes are tight and separate. What
-    cannot be computed is said and left out: no cell fails by it.
+    how far apart the codes of the attacked images lie by their labels: near 1, classes are tight and separate. A copy
+    of the defense is asked, so that nothing it does here reaches its classifier, its weights or what it answers later.
+    What cannot be computed is said and left out: no cell fails by it.
     """
     found: dict[str, Fact] = {}
-    with torch.no_grad():
+    has_codes = has_door(defense, "encode") and 1 < len(set(labels.tolist())) < len(labels)
+    if not (has_codes or has_door(defense, "facts")):
+        return found
+    with torch.no_grad(), training.global_seed(seeds.derive("facts")):
         try:
-            if has_door(defense, "encode") and 1 < len(set(labels.tolist())) < len(labels):
-                codes = torch.cat([defense.encode(chunk).flatten(1) for chunk in torch.split(attacked, CHUNK)])
+            asked = copy.deepcopy(defense)
+            if has_codes:
+                codes = torch.cat([asked.encode(chunk).flatten(1) for chunk in torch.split(attacked, CHUNK)])
                 found["silhouette"] = float(silhouette_score(codes.cpu().numpy(), labels.cpu().numpy()))
-            found |= {name: _plain(value) for name, value in defense.facts(clean, attacked, correct).items()}
-        except Exception as problem:  # whatever a defense raises here
+            found |= {name: _plain(value) for name, value in asked.facts(clean, attacked, correct).items()}
+        except (Exception, SystemExit) as problem:  # whatever a defense raises here
             progress.say(f"{type(defense).__name__} gives no facts: {type(problem).__name__}: {problem}")
     return {name: _rounded(value) for name, value in found.items() if _is_finite(value)}
 

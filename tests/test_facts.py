@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from fakes import Fake
 from torch import Generator, Tensor, nn
 
-from bench import evaluate
+from bench import evaluate, training
 from bench.facts import facts
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
@@ -65,6 +67,32 @@ def test_what_is_no_number_is_left_out(value, said, monkeypatch):
     monkeypatch.setattr(Codes, "facts", lambda self, *given: {"odd": value})
     assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
     assert said in "".join(progress.said) and bool(said) == bool(progress.said)
+
+
+def test_a_defense_that_ends_the_process_ends_nothing(monkeypatch):
+    progress = Loud()
+    monkeypatch.setattr(Codes, "facts", lambda self, *given: sys.exit(3))
+    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    assert progress.said == ["Codes gives no facts: SystemExit: 3"]
+
+
+def test_what_a_defense_does_meanwhile_reaches_neither_its_classifier_nor_its_answers():
+    class Swaps(Codes):
+        def facts(self, clean, attacked, correct):
+            self.seen = clean
+            self.weight.data.fill_(7.0)
+            for parameter in self.classifier.parameters():
+                parameter.data.fill_(7.0)
+            torch.manual_seed(7)
+            return {"swapped": 1.0}
+
+    defense = Swaps(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    defense.weight = nn.Parameter(torch.zeros(1))
+    before, drawn = training.weights_hash(defense.classifier), torch.get_rng_state()
+    found = facts(defense, images(1.0), images(1.0), LABELS, torch.ones(20), Progress())
+    assert found["swapped"] == 1.0
+    assert training.weights_hash(defense.classifier) == before and defense.weight.item() == 0
+    assert not hasattr(defense, "seen") and torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.usefixtures("trained_home")
