@@ -51,7 +51,7 @@ def load(name: str) -> type[Defense]:
     if not SLUG.fullmatch(point.name):
         raise BenchError(f"{_owner(point)}: entry point {point.name!r} is no slug; names match [a-z][a-z0-9_]{{1,39}}")
     try:
-        with _settings_kept():
+        with settings_kept():
             loaded = point.load()
     except (Exception, SystemExit) as problem:
         raise BenchError(
@@ -67,8 +67,9 @@ def load(name: str) -> type[Defense]:
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
-    """Importing a plugin changes neither the working folder nor torch's default type, grad mode or threads."""
+def settings_kept() -> Iterator[None]:
+    """Code of a plugin that runs inside changes neither the working folder nor torch's default type, grad mode or
+    threads."""
     import torch
 
     folder, dtype, threads = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from bench import draws, places, seeds
+from bench import draws, places, seeds, weights
 from bench.errors import BenchError
 from bench.progress import Advance, Progress
 
@@ -173,7 +173,7 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
 
 def weights_path(name: str, key: Mapping[str, Any]) -> Path:
     """Where the weights of `name` under `key` are kept."""
-    return places.home() / "weights" / f"{name}-{seeds.digest(name, dict(key))[:16]}.safetensors"
+    return places.home() / "weights" / weights.file_name(name, key)
 
 
 def load_or_fit(

@@ -7,12 +7,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench import places, plugins, seeds
 from bench.errors import BenchError, unknown
 
-NETS = ("classifier_", "substitute_", "imitation_", "surrogate_")  # how the names of what is no defense begin
+NETS = ("classifier_", "substitute_", "surrogate_")  # how the names of what is no defense begin
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
+
+
+def file_name(name: str, key: Mapping[str, Any]) -> str:
+    """What the file of the weights of `name` under `key` is called."""
+    return f"{name}-{seeds.digest(name, dict(key))[:16]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,31 @@ class Weights:
     @property
     def file_name(self) -> str:
         """What the file must be called for its key."""
-        return f"{self.name}-{seeds.digest(self.name, dict(self.key))[:16]}.safetensors"
+        return file_name(self.name, self.key)
+
+
+def header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a safetensors file, read without its tensors; `file` then stands at their first byte. Raises
+    ValueError or RecursionError if it has none."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= LONGEST_HEADER:
+        raise ValueError("no safetensors file")
+    text = file.read(length)
+    found = json.loads(text)
+    if len(text) < length or not isinstance(found, dict):
+        raise ValueError("no safetensors file")
+    return found
 
 
 def read(path: Path) -> Weights:
     """What a file says of itself, from its header alone. Raises BenchError if it is no file of weights of ours."""
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > 100_000_000:
-                raise ValueError("no safetensors file")
-            metadata = json.loads(file.read(length))["__metadata__"]
+            metadata = header(file)["__metadata__"]
         key, found = json.loads(metadata["key"]), json.loads(metadata["losses"])
         losses = {label: tuple(float(f"{loss:.6g}") for loss in curve) for label, curve in found.items()}
         return Weights(path, key.pop("name"), key, losses, path.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BenchError(f"{path} holds no weights that `purifybench` wrote ({problem!r})") from problem
 
 

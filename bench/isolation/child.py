@@ -27,6 +27,7 @@ from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, source_hash
 from bench.isolation import wire
 from bench.isolation.wire import Message
+from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
 
 DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score")
@@ -68,7 +69,7 @@ class Child:
     def on_load(self, request: Message) -> Message:
         """Import the class and say what it declares."""
         module, _, name = request.header["point"].partition(":")
-        with _settings_kept():
+        with settings_kept():
             found: Any = importlib.import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
@@ -97,7 +98,7 @@ class Child:
         header = request.header
         net = torch.load(io.BytesIO(request.blob), weights_only=False, map_location=header["device"])  # our own parent
         with self._seeded(header["seed"]):
-            built = self.cls(net, **_tuples(header["settings"])).to(header["device"]).eval()
+            built = self.cls(net, **wire.tuples(header["settings"])).to(header["device"]).eval()
         self.instances[header["id"]] = (built, net)
         shared = {id(parameter) for parameter in net.parameters()}
         mine = [name for name, parameter in built.named_parameters() if id(parameter) in shared]
@@ -217,20 +218,8 @@ class Child:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        with _settings_kept():
+        with settings_kept():
             yield
-
-
-@contextlib.contextmanager
-def _settings_kept() -> Iterator[None]:
-    dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
 
 
 class _Reported(Progress):
@@ -266,13 +255,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return {"not plain": repr(value)[:200]}
-
-
-def _tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    if isinstance(value, Mapping):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 def _bounded(file_mb: int) -> None:

@@ -21,7 +21,7 @@ from bench.defense import Defense, source_of
 from bench.errors import BenchError
 from bench.isolation.box import Limits
 from bench.isolation.channel import Channel, ChildError, printable
-from bench.isolation.wire import Message
+from bench.isolation.wire import Message, tuples
 from bench.progress import Advance, Progress
 
 LARGEST_ANSWER = 64  # times the bytes sent, and at least a megabyte for each image: more is no answer
@@ -356,7 +356,7 @@ def isolated(
 
 
 def _recipes(said: Any) -> dict[str, dict[str, Any]]:
-    return {printable(name, 40): {str(k): _tuples(v) for k, v in recipe.items()} for name, recipe in said.items()}
+    return {printable(name, 40): {str(k): tuples(v) for k, v in recipe.items()} for name, recipe in said.items()}
 
 
 def _constructor(parameters: Any) -> Any:
@@ -368,12 +368,7 @@ def _constructor(parameters: Any) -> Any:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     listed = [inspect.Parameter("self", kind), inspect.Parameter("classifier", kind)]
     for name, how, has_default, default in parameters:
-        given = _tuples(default) if has_default else inspect.Parameter.empty
+        given = tuples(default) if has_default else inspect.Parameter.empty
         listed.append(inspect.Parameter(str(name), getattr(inspect._ParameterKind, how), default=given))
     __init__.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
     return __init__
-
-
-def _tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

@@ -41,6 +41,13 @@ class Message:
     blob: bytes = b""
 
 
+def tuples(value: Any) -> Any:
+    """A value of JSON with its lists as the tuples that they were."""
+    if isinstance(value, Mapping):
+        return {name: tuples(part) for name, part in value.items()}
+    return tuple(tuples(part) for part in value) if isinstance(value, list) else value
+
+
 def send(channel: socket.socket, message: Message) -> None:
     """Send a message. Raises OSError where the other side is gone, TimeoutError where it does not listen."""
     flat = [tensor.detach().cpu().contiguous() for tensor in message.tensors]

@@ -4,10 +4,11 @@ else."""
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import urllib.request
 from pathlib import Path
 
+from bench import weights
 from bench.errors import BenchError
 from bench.places import home, write_atomically
 from bench.submissions.schema import Submission, Weights
@@ -45,13 +46,11 @@ def _fetch(one: Weights) -> Path:
 
 def complaint(content: bytes) -> str:
     """What keeps bytes from being a safetensors file, from its header alone; "" if nothing does."""
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or not 2 <= size <= min(len(content) - 8, 100_000_000):
-        return "is no safetensors file"
+    file = io.BytesIO(content)
     try:
-        header = json.loads(content[8 : 8 + size])
-        ends = [part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"]
-        sound = isinstance(header, dict) and max(ends, default=0) == len(content) - 8 - size
+        parts = weights.header(file)
+        ends = [part["data_offsets"][1] for name, part in parts.items() if name != "__metadata__"]
+        sound = max(ends, default=0) == len(content) - file.tell()
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return "is no safetensors file"
     return "" if sound else "is a safetensors file of another length"
