@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from leaderboard import commands, views
+from leaderboard import commands, refusals, views
 from leaderboard.breakers import breakers
 from leaderboard.codes import codes
 from leaderboard.counterparts import DEFENSES
@@ -62,6 +62,8 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
         "breakers": breakers(row),
         "codes": codes(row),
+        "refusals": refusals.of_row(row),
+        "risk": refusals.risk_coverage(row, f"{name}r"),
         "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
         "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},
