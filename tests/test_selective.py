@@ -1,0 +1,178 @@
+"""Defenses that may refuse: where they refuse, what their answers add up to, and that neither refusing everything nor
+failing makes one robust."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Generator, Tensor
+
+from bench import campaign, evaluate, protocol, rejection, report, selective, statistics
+from bench.defense import Defense
+from bench.errors import BenchError
+from leaderboard import refusals, tables
+
+ASKED = protocol.get("digits-selective-v1-quick")
+THRESHOLDS = {"published": 1.0, "1%": 0.5, "5%": 0.25}
+
+
+class Unsure(Defense):
+    """Refuses images that the classifier is unsure of: a detector that every attacker may climb past."""
+
+    title, paper, year, kind, differentiable = "Unsure", "https://example.org", 2020, "selective", True
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return 1 - self.classifier(images).softmax(dim=1).amax(dim=1)
+
+
+class RefusesAll(Unsure):
+    """A score beyond every published threshold, but for the gradient's sake not constant."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return 5 + images.flatten(1).mean(dim=1)
+
+
+class NoNumber(Unsure):
+    """A score that is not a number wherever somebody attacked."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        clean = ((images * 255).round() / 255 - images).abs().flatten(1).amax(dim=1) < 1e-5
+        return torch.where(clean, super().rejection_score(images, generator), torch.nan)
+
+
+class RefusesAtRandom(Unsure):
+    """Refuses by lot, whatever the image."""
+
+    stochastic = True
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        drawn = torch.rand(len(images), generator=generator)
+        return drawn + 1e-6 * super().rejection_score(images, generator)
+
+
+@pytest.fixture
+def cell(make_cell):
+    """Makes a cell of a selective defense; label 0, so that a predicted 0 is right."""
+
+    def make(predicted, scores, eps: float | None = None, **changes):
+        arrays = {"predicted": predicted, "rejection_score": scores, "linf": [eps or 0.0] * len(predicted)}
+        attack = {"track": "rejection", "attack": "lagrangian_pgd", "norm": "linf", "eps": eps, "route": "autograd"}
+        return make_cell(arrays, thresholds=THRESHOLDS, **(attack if eps else {}), **changes)
+
+    return make
+
+
+def test_thresholds_refuse_at_most_their_share_of_validation_images():
+    class Ordered(Unsure):
+        def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+            return images.flatten(1)[:, 0]
+
+    images = torch.linspace(0, 1, 400)[torch.randperm(400)].view(400, 1, 1, 1).expand(-1, 1, 28, 28)
+    found = rejection.thresholds(Ordered(torch.nn.Flatten()), images)
+    assert found["published"] == 1
+    assert [int((images[:, 0, 0, 0] > found[name]).sum()) for name in ("1%", "5%")] == [4, 20]
+    with pytest.raises(ValueError, match="all finite"):
+        rejection.thresholds(NoNumber(torch.nn.Flatten()), images)
+
+
+def test_shares_sum_to_one_and_wrong_is_worse_than_refused_is_worse_than_right(cell):
+    clean = cell([0, 0, 0, 1], [0, 0, 0.3, 0])
+    attacked = cell([0, 1, 1, 1], [0.4, 0.4, 0.6, 0.4], eps=0.1)
+    found = selective.worst([clean, attacked], "linf", [0.05, 0.1], "1%")
+    assert np.array_equal(found.right + found.wrong + found.refused, np.ones((3, 4)))
+    assert found.right[0].tolist() == found.right[1].tolist() == [1, 1, 1, 0]  # not attacked within .05
+    assert found.wrong[2].tolist() == [0, 1, 0, 1] and found.refused[2].tolist() == [0, 0, 1, 0]
+    stricter = selective.worst([clean, attacked], "linf", [0.1], "5%")  # from the same records
+    assert stricter.refused.tolist() == [[0, 0, 1, 0], [1, 1, 1, 0]]  # the clean error is accepted, whatever follows
+    assert selective.worst([clean, attacked], "linf", [0.1], "published").wrong[1].tolist() == [0, 1, 1, 1]
+
+
+def test_robust_is_what_is_right_when_clean_and_never_accepted_and_wrong(cell):
+    cells = [cell([0, 0, 0, 1], [0, 0, 0.6, 0]), cell([0, 1, 0, 0], [0.6, 0.4, 0, 0.6], eps=0.1)]
+    held = selective.held(selective.worst(cells, "linf", [0.1], "1%"))
+    assert held.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    seen_alike = statistics.robustness(selective.as_held(cells, "1%"), "linf", [0.1])
+    assert np.array_equal(seen_alike, held)
+
+
+def test_an_image_that_a_defense_failed_on_is_not_refused(cell):
+    found = selective.answers(cell([-1, -1], [np.nan, 9.0]), "1%")
+    assert found.wrong.tolist() == [1, 1] and found.refused.tolist() == [0, 0]
+
+
+def test_of_a_random_defense_only_the_cells_own_threshold_is_known(cell, make_cell):
+    card = {"card": make_cell().record.card.model_copy(update={"stochastic": True, "kind": "selective"})}
+    clean = cell([0, 0], [0, 0], **card)
+    assert selective.answers(clean, "5%") is None
+    with pytest.raises(ValueError, match="clean cell"):
+        selective.worst([clean], "linf", [0.1], "5%")
+    elsewhere = cell([1, 1], [0, 0], eps=0.1, params={"threshold": "5%"}, **card)
+    held = statistics.robustness(selective.as_held([clean, elsewhere], "1%"), "linf", [0.1])
+    assert held[1].tolist() == [1, 1]  # images made for another threshold count nowhere
+
+
+def test_the_risk_coverage_curve_in_closed_form(cell):
+    curve = selective.risk_coverage(cell([0, 1, 0, 0], [0.1, 0.9, 0.2, 0.3]))
+    assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == [0, 0, 0, 0.25]
+    assert curve.area == pytest.approx(1 / 16)
+
+
+def test_defenses_go_to_the_protocols_of_their_kind():
+    with pytest.raises(BenchError, match="may refuse images.*digits-selective-v1"):
+        campaign.plan([Unsure], "digits-v1-quick")
+    with pytest.raises(BenchError, match="never refuses.*digits-v1"):
+        campaign.plan(["identity"], ASKED)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trained_home")
+class TestMeasured:
+    """On real digits, through the whole harness."""
+
+    def measure(self, cls: type[Defense], tmp_path, **given):
+        return evaluate(cls, ASKED, limit=24, records=tmp_path, contract=False, **given)
+
+    def at_the_largest_radius(self, cells, threshold: str) -> selective.Shares:
+        found = selective.worst(cells, "linf", [0.3], threshold)
+        return selective.Shares(*(part[-1].mean() for part in (found.right, found.wrong, found.refused)))
+
+    def test_a_detector_that_can_be_climbed_past_falls_and_the_site_says_so(self, tmp_path):
+        cells = self.measure(Unsure, tmp_path)
+        assert {cell.record.status for cell in cells} == {"ok"}
+        assert self.at_the_largest_radius(cells, "1%").wrong > 0.9
+        blind = [cell for cell in cells if cell.record.track in ("clean", "gray_box")]
+        assert self.at_the_largest_radius(blind, "5%").wrong < self.at_the_largest_radius(cells, "5%").wrong
+        console = Console(width=200, record=True)
+        console.print(report.summary(cells, ASKED.limited(24)))
+        assert "accepted and wrong" in (said := console.export_text()).lower() and "published" in said
+        board = tables.board(cells[0].record.protocol, cells)
+        (row,) = board.rows
+        shown = refusals.refusals(board)
+        assert [one.threshold for one in shown] == ["1%", "5%", "published"]
+        for answer in (answer for one in shown for answer in one.answers):
+            assert answer.right.value + answer.wrong.value + answer.refused.value == pytest.approx(1)
+        assert row.recorded == tuple(cells) and row.mrr.value < 0.5
+        assert refusals.risk_coverage(row, "x") is not None
+
+    def test_refusing_everything_is_not_robust(self, tmp_path):
+        cells = self.measure(RefusesAll, tmp_path, tracks=["clean", "rejection"])
+        published = selective.worst(cells, "linf", [0.3], "published")
+        assert published.refused.all()
+        assert not selective.held(published).any()  # nothing was right to begin with
+        assert selective.worst(cells, "linf", [], "1%").right.mean() > 0.6  # the harness's threshold lets images in
+
+    def test_a_score_that_is_no_number_counts_as_an_error(self, tmp_path):
+        cells = self.measure(NoNumber, tmp_path, tracks=["clean", "gray_box"])
+        attacked = [cell for cell in cells if cell.record.track == "gray_box" and cell.record.attack == "pgd"]
+        assert all(cell.record.status == "failed" and (cell.outcomes.correct == 0).all() for cell in attacked)
+        assert self.at_the_largest_radius(cells, "5%").refused == 0
+
+    def test_refusing_at_random_gains_nothing(self, tmp_path):
+        cells = self.measure(RefusesAtRandom, tmp_path, tracks=["clean", "rejection"])
+        found = self.at_the_largest_radius(cells, "1%")
+        assert found.wrong > 0.9 and found.refused < 0.1
