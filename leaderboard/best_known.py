@@ -44,8 +44,10 @@ class BestKnown:
 
 
 def with_breaks(board: Board, breaks: Sequence[Kept]) -> Board:
-    """The board with each row's breaks, and its best known accuracy at every Linf radius that a break that counts has
-    images within."""
+    """The board with each row's breaks, and its best known accuracy at the Linf radii of breaks that count.
+
+    These are the smallest radius that holds an image, for every image, and those at which images lower the accuracy.
+    """
     return replace(board, rows=tuple(_with_breaks(row, breaks) for row in board.rows))
 
 
@@ -61,21 +63,24 @@ def _with_breaks(row: Row, breaks: Sequence[Kept]) -> Row:
     lines, sound = [], []
     for one in mine:
         verdict = effect.mismatch(one.result, [cell for cells in seeds for cell in cells] or row.cells)
-        found = effect.effect(one.result, seeds) if seeds and not verdict else None
-        lines.append(BreakLine(one.description, len(one.result.indices), verdict, found))
-        if found is not None:
+        done = effect.effect(one.result, seeds) if seeds and not verdict else None
+        lines.append(BreakLine(one.description, len(one.result.indices), verdict, done))
+        if done is not None:
             sound.append(one)
-    radii = row.effort.linf_radii if row.effort else ()
-    known = {
-        eps: _best_known(row, seeds, sound, eps) for eps in radii if any(_reaches(one, row.n, eps) for one in sound)
-    }
+    known: dict[float, BestKnown] = {}
+    before = 0.0
+    for k, eps in enumerate(row.effort.linf_radii if sound and row.effort else ()):
+        found = _best_known(row, seeds, sound, eps)
+        if any(_is_first(one, row.n, before, eps) for one in sound) or found.accuracy.value < row.robust[k].value:
+            known[eps] = found
+        before = eps
     return replace(row, breaks=tuple(lines), best_known=known)
 
 
-def _reaches(one: Kept, n: int, eps: float) -> bool:
-    """Whether a break has an image of the first `n` within the Linf ball of radius `eps`."""
-    near = one.result.distance("linf") <= eps + statistics.TOLERANCE
-    return bool((near & (np.array(one.result.indices) < n)).any())
+def _is_first(one: Kept, n: int, before: float, eps: float) -> bool:
+    """Whether a break has one of the first `n` images within the Linf ball of `eps` and not within that `before`."""
+    distance = one.result.distance("linf")[np.array(one.result.indices) < n] - statistics.TOLERANCE
+    return bool(((distance > before) & (distance <= eps)).any())
 
 
 def _best_known(row: Row, seeds: Sequence[Sequence[Cell]], breaks: Sequence[Kept], eps: float) -> BestKnown:
