@@ -116,8 +116,8 @@ def test_images_of_others_are_shown_to_the_child(measured, tmp_path, command, di
     moved = np.clip(clean.images.numpy() + np.float32(0.3) * np.sign(0.5 - clean.images.numpy()), 0, 1)
     np.savez_compressed(tmp_path / "found.npz", images=moved, indices=np.arange(24))
     status, out, err = command(
-        "break", "add", str(tmp_path / "found.npz"), "--against", NAME, "--dataset", "digits", "--norm", "linf", "--eps",
-        "0.3", "--author", "Eve", "--root", str(root),
+        "break", "add", str(tmp_path / "found.npz"), "--against", NAME, "--dataset", "digits", "--norm", "linf",
+        "--eps", "0.3", "--author", "Eve", "--root", str(root),
     )  # fmt: skip
     assert status == 0 and f"{PROTOCOL}: 24 of the images" in out, err
     assert "soft_focus" not in sys.modules, "the parent never imports the plugin"
