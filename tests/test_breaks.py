@@ -578,3 +578,23 @@ def test_data_that_are_not_here_are_said(root, command, monkeypatch):
 def test_a_result_is_json_of_one_field_a_line(root):
     text = (_folder(root) / schema.RESULT).read_text()
     assert json.loads(text)["entry"] == NAME and text.count("\n") == len(json.loads(text)) + 2
+
+
+OWN = Path(__file__).parent.parent / "submissions"
+
+
+def test_the_projects_own_breaks_keep_every_rule():
+    kept, problems = rules.kept(OWN, places.names(OWN))
+    assert [str(finding) for finding in problems] == []
+    assert len(kept) == len(list(schema.folders(OWN))) >= 1
+
+
+@pytest.mark.data
+def test_the_projects_own_breaks_are_in_their_balls():
+    clean = add.clean(None)
+    for folder in schema.folders(OWN):
+        case, found = rules.examine(folder, OWN, clean)
+        assert found == []
+        away = rules.distances(case.pixels, clean(case.said.dataset)[case.indices], case.said.norm)
+        kept = dict(zip(case.result.indices, case.result.distance(case.said.norm), strict=True))
+        assert [kept[int(i)] for i in case.indices] == pytest.approx(away, abs=1e-6)
