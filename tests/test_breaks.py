@@ -71,6 +71,20 @@ def test_a_sound_break_keeps_every_rule_and_is_no_submission(root):
     assert places.names(root) == [NAME]
 
 
+def test_no_submission_can_be_called_breaks(root, tmp_path, command):
+    from bench.submissions import add as adding
+    from bench.submissions import rules as of_submissions
+    from bench.submissions import scaffold
+
+    with pytest.raises(BenchError, match="no submission is called 'breaks'"):
+        places.folder("breaks", root)
+    assert any(one.number == 101 for one in of_submissions.examine(["breaks"], root)["breaks"])
+    package = scaffold.new("breaks", tmp_path)
+    with pytest.raises(BenchError, match="that folder holds breaks; rename it"):
+        adding.add(str(package), root, authors=["Ada"])
+    assert command("submission", "check", "--root", str(root))[1].startswith(f"{NAME}: ")
+
+
 def test_rules_have_numbers_and_meanings_of_their_own():
     numbers = [rule.number for rule in rules.ALL]
     assert numbers == list(range(501, 501 + len(numbers))) and len({rule.meaning for rule in rules.ALL}) == len(numbers)
