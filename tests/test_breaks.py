@@ -355,6 +355,29 @@ def test_the_images_written_for_researchers_are_the_protocols(digits, tmp_path, 
         assert np.array_equal(file["labels"], expected.labels.numpy())
 
 
+def test_researchers_are_told_which_images_still_stand(root, command):
+    words = ("break", "images", "digits", "clean.npz", "--root", str(root), "--eps", "0.1", "--against")
+    status, out, err = command(*words, "soft-focus")
+    assert status == 0, err
+    expected = robustness(list(Store(root / NAME / "records").cells()), "linf", (0.1,))[1] > 0.5
+    with np.load("clean.npz") as file:
+        assert file["standing"][:24].tolist() == expected.tolist() and not file["standing"][24:].any()
+    assert f"{int(expected.sum())} of them are right in the worst case of soft-focus at linf 0.1" in out
+    for more, message in (
+        (("nobody",), "S513"),
+        ((NAME, "--classifier", "B"), "S514"),
+        ((NAME, "--norm", "l1"), "norm"),
+    ):
+        status, _, err = command(*words, *more)
+        assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_linked_folder_is_refused(root, tmp_path):
+    shutil.move(root / "breaks" / NAME, tmp_path / "elsewhere")
+    (root / "breaks" / NAME).symlink_to(tmp_path / "elsewhere")
+    assert 502 in {finding.number for finding in found(root)}
+
+
 # ---------------------------------------------------------------------------------------------- the real defense
 
 KMEANS = Path(__file__).parent.parent / "submissions" / "kmeans" / places.FILE

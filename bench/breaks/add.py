@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bench.places import write_atomically
 from bench.progress import Progress
 from bench.record import Cell
 from bench.submissions import places
+from bench.submissions.rules.base import Rule
 
 NEAR = 1e-3  # difference of margins that two machines may have
 SHARE = 0.05  # difference of a random defense's shares of right draws that two machines may have
@@ -70,8 +71,8 @@ def add(
     return Added(folder, effects)
 
 
-def _keep(case: Case) -> None:
-    found = rules.findings(case)
+def _keep(case: Case, only: Iterable[Rule[Case]] | None = None) -> None:
+    found = rules.findings(case, only)
     if found:
         raise BenchError("; ".join(str(finding) for finding in found[:20]))
 
@@ -165,9 +166,35 @@ def compared(old: Result, new: Result) -> tuple[str, bool]:
     return (f"{wrong} of {sum(len(s.correct) for s in old.scores)} images come out otherwise" if wrong else ""), False
 
 
-def write_images(dataset: str, out: Path, data_root: Path | None = None) -> int:
-    """Write the clean `images`, `labels` and `indices` that breaks of a data set refer to; returns how many."""
+def write_images(
+    dataset: str, out: Path, data_root: Path | None = None, *, against: Case | None = None
+) -> tuple[int, int | None]:
+    """Write the clean `images`, `labels` and `indices` that breaks of a data set refer to; returns how many there are.
+
+    With a case, whose description says against whom and within which radius, also `standing` (n,): the images that the
+    records of that entry leave right, whose number is returned too. Raises BenchError for an entry without records.
+    """
     images, labels = score.clean_images(dataset, data_root)
-    arrays = {"images": images, "labels": labels, "indices": np.arange(len(images))}
-    write_atomically(out, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-    return len(images)
+    arrays: dict[str, Any] = {"images": images, "labels": labels, "indices": np.arange(len(images))}
+    count = None
+    if against is not None and against.said is not None:
+        _keep(against, (rules.entry_exists, rules.entry_was_measured, rules.radius_is_on_our_scale))
+        arrays["standing"] = effect.standing(against.cells, against.said.norm, against.said.eps, len(images))
+        count = int(arrays["standing"].sum())
+    write_atomically(out, lambda file: np.savez_compressed(file, **arrays))
+    return len(images), count
+
+
+def about(root: Path, entry: str, dataset: str, norm: str, eps: float, classifier: str) -> Case:
+    """The case of a break that is only thought of: whose records tell what still stands."""
+    places.root_of(root)
+    fields = {
+        "entry": plugins.slug(entry),
+        "name": "planned",
+        "author": "-",
+        "dataset": dataset,
+        "norm": norm,
+        "eps": eps,
+    }
+    said = schema.described({**fields, "classifier": classifier})
+    return Case(root / places.BREAKS / said.entry / said.name, root, rules.nothing, {}, given=said)

@@ -20,16 +20,25 @@ OTHER_NETS = 3  # the exit status of `verify` where only the nets differ
 def images(
     dataset: Annotated[str, typer.Argument(help="digits, mnist or fmnist.")],
     out: Annotated[Path, typer.Argument(help="The npz to write.")],
+    against: Annotated[str | None, typer.Option(help="Also say which images of this entry still stand.")] = None,
+    norm: Annotated[str, typer.Option(help="With --against: linf or l2.")] = "linf",
+    eps: Annotated[float, typer.Option(help="With --against: the radius, for pixels in [0, 1].")] = 0.1,
+    classifier: Annotated[str, typer.Option(help="With --against: the classifier behind the defense.")] = "A",
+    root: Root = places.ROOT,
     data_root: DataRoot = None,
 ) -> None:
     """Write the clean images that a break may attack, with labels and indices: index i is row i.
 
-    The same in Python: images, _ = bench.data.load("mnist").examples(1000, seed=0)
+    The same in Python: images, _ = bench.data.load("mnist").examples(1000, seed=0). With --against, `standing` (n,)
+    marks the images that the entry's records leave right within the radius: the only ones worth attacking.
     """
     from bench.breaks import add as adding
 
-    count = adding.write_images(dataset, out, data_root)
+    case = adding.about(root, against, dataset, norm, eps, classifier) if against else None
+    count, standing = adding.write_images(dataset, out, data_root, against=case)
     typer.echo(f"{out} holds the {count} images, labels and indices of {dataset}; quick protocols use the first ones")
+    if standing is not None:
+        typer.echo(f"{standing} of them are right in the worst case of {against} at {norm} {eps:g}: `standing`")
 
 
 @break_app.command()

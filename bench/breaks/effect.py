@@ -94,3 +94,19 @@ def effect(result: Result, seeds: Sequence[Sequence[Cell]]) -> Effect:
         right += int((held & (worst > 0.5)).sum())
         broken += int(((worst > 0.5) & (known <= 0.5)).sum())
     return Effect(images, right, broken)
+
+
+def standing(cells: Sequence[Cell], norm: str, eps: float, n: int) -> NDArray[np.bool_]:
+    """Which of the first `n` images are right on most draws in the worst case of every protocol that measured them, and
+    for some net; those that no protocol measured are not. `cells` are of one classifier."""
+    found, held = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
+    for protocol in sorted({cell.record.protocol for cell in cells}):
+        mine = [cell for cell in cells if cell.record.protocol == protocol]
+        right = np.zeros(mine[0].record.n_examples, dtype=bool)
+        for net in sorted({(cell.record.recipe, cell.record.seed) for cell in mine}):
+            own = [cell for cell in mine if (cell.record.recipe, cell.record.seed) == net]
+            if any(cell.record.spec.slug == "clean.none" for cell in own):
+                right |= statistics.robustness(own, norm, (eps,))[1] > 0.5
+        found[: len(right)] = True
+        held[: len(right)] &= right[:n]
+    return found & held

@@ -141,6 +141,9 @@ def three_files(case: Case) -> Iterator[Objection]:
     if case.given is not None:
         return
     expected = (schema.DESCRIPTION, schema.IMAGES, schema.RESULT)
+    for folder in (case.folder.parent, case.folder):
+        if folder.is_symlink():
+            yield folder, "a symbolic link", "a folder", "replace it by the folder itself"
     for name in expected:
         if not (case.folder / name).exists():
             yield case.folder, f"no {name}", "one", AGAIN
@@ -387,10 +390,10 @@ def findings(case: Case, rules: Iterable[Rule[Case]] | None = None) -> list[Find
 
 def kept(root: Path, entries: Sequence[str]) -> tuple[list[Kept], list[Finding]]:
     """The breaks of some entries under `root` that keep every rule, and what was found in the others."""
-    sound, problems = list[Kept](), list[Finding]()
+    sound, problems, known = list[Kept](), list[Finding](), Records()
     for folder in schema.folders(root):
         if folder.parent.name in entries:
-            case, found = examine(folder, root)
+            case, found = examine(folder, root, known=known)
             problems += found
             if not found and case.kept:
                 sound.append(case.kept)
