@@ -88,6 +88,7 @@ def test_no_submission_can_be_called_breaks(root, tmp_path, command):
 def test_rules_have_numbers_and_meanings_of_their_own():
     numbers = [rule.number for rule in rules.ALL]
     assert numbers == list(range(501, 501 + len(numbers))) and len({rule.meaning for rule in rules.ALL}) == len(numbers)
+    assert f"an npz by {len(numbers)} numbered rules" in (Path(__file__).parent.parent / "CHANGELOG.md").read_text()
 
 
 # ---------------------------------------------------------------------------------------------- a spoiled break a rule
@@ -520,6 +521,7 @@ def scored(monkeypatch, trained_home, root):
     def run(cls, indices=(2, 5, 9)):
         @contextmanager
         def opened(name, root, data_root=None, limits=None):
+            assert limits.failures >= 2 * len(indices) + 4, "a process may end at each image, alone and among others"
             yield type("S", (), {"weights": ()})(), cls
 
         monkeypatch.setattr(score.run, "opened", opened)

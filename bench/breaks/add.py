@@ -15,7 +15,6 @@ from bench.breaks import effect, rules, schema, score
 from bench.breaks.rules import Case
 from bench.breaks.schema import Result
 from bench.errors import BenchError
-from bench.isolation import Limits
 from bench.places import write_atomically
 from bench.progress import Progress
 from bench.record import Cell
@@ -41,7 +40,6 @@ def add(
     *,
     data_root: Path | None = None,
     on: str = "auto",
-    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Added:
     """Check the images of `npz` by the rules, show them to the defense, and write `<root>/breaks/<entry>/<name>/`.
@@ -62,7 +60,7 @@ def add(
     case = Case(folder, root, images, {}, given=said, npz=npz)
     _keep(case)
     content = npz.read_bytes()
-    result = score.score(case, rules.sha256(npz), data_root=data_root, on=on, limits=limits, progress=progress)
+    result = score.score(case, rules.sha256(npz), data_root=data_root, on=on, progress=progress)
     effects = _effects(result, case.cells)
     texts = {schema.DESCRIPTION: schema.as_toml(said).encode(), schema.RESULT: schema.encoded(result)}
     for path, text in {schema.IMAGES: content, **texts}.items():

@@ -40,16 +40,18 @@ def score(
     *,
     data_root: Path | None = None,
     on: str = "auto",
-    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """What every trained net that the entry's records are of makes of the images of a case that keeps the rules.
 
-    Nets that are not here are trained, as in a run. Raises BenchError where the defense cannot be built or trained.
+    Nets that are not here are trained, as in a run. A process that ends is started again, once for each image: to end
+    it saves a defense from no image, and speaks for no other. Raises BenchError where the defense cannot be built or
+    trained.
     """
     said, pixels, indices = case.said, case.pixels, case.indices
     assert said is not None and pixels is not None and indices is not None
     progress = progress or Progress()
+    limits = Limits(failures=Limits().failures + 2 * len(indices) * len(_nets(case.cells)))
     with run.opened(said.entry, case.root, data_root, limits) as (submission, defense):
         weights.fetch(submission)
         protocol = schema.protocol_of(said.dataset)
