@@ -25,6 +25,7 @@ from bench import (
     draws,
     plugins,
     protocol,
+    rejection,
     seeds,
     substitutes,
     surrogate,
@@ -100,8 +101,7 @@ def plan(
     named = tuple(dict.fromkeys(_named(defense) for defense in defenses))
     for name, cls in named:
         settings(cls, recipe if recipe in cls.recipes else None)
-        if cls.kind == "selective" or has_door(cls, "rejection_score"):
-            raise BenchError(f"{name} may refuse images; no protocol scores rejection yet, so it cannot be run")
+        _fits(name, cls, chosen)
     if recipe is not None and not any(recipe in cls.recipes for _, cls in named):
         raise unknown("recipe", recipe, {r for _, cls in named for r in cls.recipes})
     everything = replace(chosen, attacks=chosen.every_attack, efforts=())
@@ -118,6 +118,18 @@ def plan(
         contract=contract,
         seeds=seeds,
     )
+
+
+def fits(cls: type[Defense], asked: Protocol) -> bool:
+    """Whether a protocol is for defenses of this kind: those that may refuse have protocols of their own."""
+    return asked.is_selective == has_door(cls, "rejection_score")
+
+
+def _fits(name: str, cls: type[Defense], asked: Protocol) -> None:
+    if not fits(cls, asked):
+        others = [one.id for one in protocol.PROTOCOLS.values() if fits(cls, one) and one.dataset == asked.dataset]
+        does = "may refuse images" if has_door(cls, "rejection_score") else "never refuses an image"
+        raise BenchError(f"{name} {does}, which {asked.id} does not measure; take --protocol {' or '.join(others)}")
 
 
 def _named(defense: str | type[Defense]) -> Named:
@@ -183,6 +195,7 @@ def trained_subject(
             return cls(mine, **chosen).to(device).eval()
 
     losses: Mapping[str, tuple[float, ...]] = {}
+    thresholds: Mapping[str, float] = {}
     weights, built, stage, units = "", None, "built", 0.0
     try:
         with untouched(mine):
@@ -202,6 +215,8 @@ def trained_subject(
             built.requires_grad_(False).eval()
             with training.global_seed(seeds.derive("cost", name)):
                 units = _units(built, net, dataset.train.images)
+            if has_door(cls, "rejection_score"):
+                thresholds = rejection.thresholds(built, dataset.validation.images)
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
@@ -214,7 +229,7 @@ def trained_subject(
         attacked_weights = seeds.digest(name, chosen, source_hash(cls), training.weights_hash(attacked))
     return Subject(
         name, cls, built, recipe_name, chosen, weights or training.weights_hash(built), classifier, net_weights,
-        attacked, attacked_weights, seed, cost.budget(units), units, losses,
+        attacked, attacked_weights, seed, cost.budget(units), units, losses, thresholds=thresholds,
     )  # fmt: skip
 
 
@@ -403,7 +418,7 @@ def _imitation(name: str, subject: Subject, dataset: Dataset, progress: Progress
 
     def oracle(images: Tensor, generator: Generator) -> Tensor:
         with _its_own_fault(), training.global_seed(seeds.derive("query", generator.initial_seed())):
-            _, logits = defended(subject.defense, images, generator)
+            logits = defended(subject.defense, images, generator).logits
         if not bool(logits.isfinite().all()):
             raise ValueError("purified images or logits were not finite, or left [0, 1]")
         return logits.argmax(dim=1)

@@ -44,7 +44,8 @@ class AttackInfo:
     `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
     image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
     make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball. One
-    with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it.
+    with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it. One
+    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance).
     """
 
     function: str
@@ -56,6 +57,7 @@ class AttackInfo:
     fixed: Mapping[str, str] = field(default_factory=dict)
     minimum_norm: bool = False
     random_part: bool = False
+    past_detector: bool = False
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -70,6 +72,12 @@ def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
 def _in_steps(steps: int = 40, one_gradient: bool = False, **other: object) -> tuple[int, int]:
     """A look at the start and after each step; all steps along one gradient are computed as one."""
     return _iterative(1 if one_gradient else steps)()
+
+
+def _two_gradients(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then for each restart one at the start and after each step, each but the last with two
+    backward passes."""
+    return 1 + restarts * (steps + 1), restarts * 2 * steps
 
 
 def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
@@ -186,6 +194,16 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "single_pixel": AttackInfo(
             "bench.attacks.single_pixel:single_pixel", 1, (), "One random pixel, labels only (AdverTorch, 2019)",
             "https://arxiv.org/abs/1902.07623", cost=_single_pixel,
+        ),
+        "lagrangian_pgd": AttackInfo(
+            "bench.attacks.acceptance:accepted_pgd", 1, ("linf", "l2"),
+            "PGD towards a wrong answer that is accepted, with a multiplier for each image",
+            "https://arxiv.org/abs/1705.07263", cost=_two_gradients, fixed={"rule": "lagrangian"}, past_detector=True,
+        ),
+        "orthogonal_pgd": AttackInfo(
+            "bench.attacks.acceptance:accepted_pgd", 1, ("linf", "l2"),
+            "Orthogonal PGD past a detector (Bryniarski et al. 2021)",
+            "https://arxiv.org/abs/2106.15023", cost=_two_gradients, fixed={"rule": "orthogonal"}, past_detector=True,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -341,7 +341,7 @@ def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
 
 
 def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
-    """A selective defense scores each image with one finite number, the same for the same draw."""
+    """A selective defense scores each image with one finite number, the same for the same draw, with a gradient."""
     _expect(
         (cls.kind == "selective") == has_door(cls, "rejection_score"),
         f"{cls.__name__}: kind = 'selective' and rejection_score go together",
@@ -358,6 +358,15 @@ def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
     _expect(
         torch.equal(first, second),
         f"{cls.__name__}.rejection_score differs between calls with the same generator",
+    )
+    attacked = images.clone().requires_grad_()
+    with torch.enable_grad():
+        score = defense.rejection_score(attacked, draws.generator(images.device, "check", 0))
+        gradient = torch.autograd.grad(score.sum(), attacked, allow_unused=True)[0] if score.requires_grad else None
+    dead = gradient is None or bool(gradient.flatten(1).abs().amax(dim=1).eq(0).any())
+    _expect(
+        not dead and bool(gradient.isfinite().all()),  # type: ignore[union-attr]
+        f"{cls.__name__}.rejection_score has no finite, nonzero gradient; give it a differentiable stand-in",
     )
 
 

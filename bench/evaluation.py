@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class Subject:
     units: float = 0.0  # what a purification costs: bench.cost
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # the loss of each epoch, by training
     surrogate: nn.Module | None = None  # the harness's imitation of purify: bench.surrogate
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # of a selective defense: bench.rejection
 
     @property
     def answers(self) -> tuple[object, ...]:
@@ -164,7 +165,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
             images, error = attacked_images(work, examples, rows, cache)
             device.synchronize(examples.indices.device)
             scoring_started = time.perf_counter()
-            chunk_key = _chunk_key("score", work.key, examples, rows)
+            chunk_key = _chunk_key("scores", work.key, examples, rows)
             score = cache.read(chunk_key)
             if score is None:
                 score, wrong = score_chunk(subject, protocol, spec, examples, rows, images)
@@ -180,7 +181,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
             scored.append(score)
             advance(len(rows))
     outcomes = _outcomes(examples, work.wanted, attacked, scored)
-    errors = (_disagreement(subject, attacked, scored) if spec.knows_defense else []) + errors
+    errors = (_disagreement(work, attacked, scored) if spec.knows_defense else []) + errors
     curves = [images["losses"] for images in attacked if not images["failed"]]
     curve = np.concatenate(curves, axis=1) if curves else np.empty((0, 0), np.float32)
     looks = sum(float(images["looks"].sum()) for images in attacked)
@@ -217,6 +218,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         params=dict(spec.params),
         seed=subject.seed,
         draws=_scoring_draws(subject, protocol),
+        thresholds=subject.thresholds,
         status="failed" if errors else "ok",
         error="; ".join(dict.fromkeys(errors))[:2000],
         forward_rows=int(sum(images["rows"][0] for images in attacked)),
@@ -229,7 +231,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
     for rows in chunks:  # the record replaces them
-        cache.drop(_chunk_key("score", work.key, examples, rows))
+        cache.drop(_chunk_key("scores", work.key, examples, rows))
     return Cell(record, outcomes)
 
 
@@ -368,6 +370,9 @@ def _target(work: Work, first: int) -> threat.Target:
         return threat.gray_box(work.subject.attacked)
     seed_parts = (work.protocol.seed, "attacked draws", work.subject.name, work.subject.seed, spec.slug, first)
     eot = spec.eot(stochastic=True)
+    if spec.track == "rejection":
+        beyond = work.subject.thresholds[spec.threshold]
+        return threat.acceptance(work.subject.defense, spec.route, threshold=beyond, eot=eot, seed_parts=seed_parts)
     if spec.track == "query":
         return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)
     return threat.white_box(
@@ -378,16 +383,20 @@ def _target(work: Work, first: int) -> threat.Target:
 def _all_wrong(score: Arrays) -> Arrays:
     """What counts where the defense raised under attack, so that no attacked image exists: every image is wrong."""
     n = len(score["correct"])
-    wrong = {name: np.zeros(n, np.float32) for name in ("correct", "selection", "selection_margin")}
+    wrong = {name: np.zeros(n, np.float32) for name in ("right", "correct", "selection", "selection_margin")}
+    wrong |= {"accepted": np.ones(n, np.float32)}
     return {**score, **wrong, "predicted": np.full(n, -1, np.int16), "margin": np.full(n, np.nan, np.float32)}
 
 
-def _disagreement(subject: Subject, attacked: list[Arrays], scored: list[Arrays]) -> list[str]:
-    """Voids a deterministic cell in which more than 0.5 % of the images that the attack saw broken score as right."""
-    if subject.cls.stochastic or not attacked:
+def _disagreement(work: Work, attacked: list[Arrays], scored: list[Arrays]) -> list[str]:
+    """Voids a deterministic cell in which more than 0.5 % of the images that the attack saw broken score as right, or,
+    where they had to be accepted, as right or refused."""
+    if work.subject.cls.stochastic or not attacked:
         return []
     broken = np.concatenate([images["broken"] for images in attacked])
-    right = np.concatenate([score["correct"] for score in scored]) > 0
+    right = np.concatenate([score["right"] for score in scored]) > 0
+    if work.spec.track == "rejection":
+        right |= np.concatenate([score["accepted"] for score in scored]) == 0
     share = float((broken & right).mean())
     if share <= MAXIMAL_DISAGREEMENT:
         return []
@@ -419,8 +428,17 @@ def untouched(classifier: nn.Module) -> Iterator[None]:
         raise RuntimeError(f"the defense {what}")
 
 
-def defended(defense: Defense, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """One draw of the real pipeline, without gradients: purified images and logits, checked.
+class Answer(NamedTuple):
+    """One draw of a defense: purified images (N, C, H, W), logits (N, K), and the rejection score (N,) of a selective
+    defense."""
+
+    purified: Tensor
+    logits: Tensor
+    score: Tensor | None
+
+
+def defended(defense: Defense, images: Tensor, generator: Generator) -> Answer:
+    """One draw of the real pipeline, without gradients, checked.
 
     Raises ValueError for a wrong shape or type, or if the defense wrote to its input. Rows that are not finite, or
     purified out of [0, 1], get NaN logits.
@@ -435,10 +453,16 @@ def defended(defense: Defense, images: Tensor, generator: Generator) -> tuple[Te
             logits = defense.logits(given, generator)
         else:
             logits = defense.classifier(purified)
+        score = None
+        if has_door(defense, "rejection_score"):
+            generator.set_state(state)
+            score = defense.rejection_score(given, generator)
         if not torch.equal(given, images):
             raise ValueError("the defense wrote to its input images; work on images.clone()")
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"logits are {_described(logits)}, expected ({len(images)}, classes)")
+        if score is not None and (not isinstance(score, Tensor) or score.shape != (len(images),)):
+            raise ValueError(f"the rejection score is {_described(score)}, expected ({len(images)},)")
         flat = purified.flatten(1)
         sound = (
             flat.isfinite().all(dim=1)
@@ -446,7 +470,9 @@ def defended(defense: Defense, images: Tensor, generator: Generator) -> tuple[Te
             & (flat.amax(dim=1) <= 1)
             & logits.isfinite().all(dim=1)
         )
-        return purified, torch.where(sound[:, None], logits, torch.nan)
+        if score is not None:
+            sound &= score.isfinite()
+        return Answer(purified, torch.where(sound[:, None], logits, torch.nan), score)
 
 
 def _described(value: object) -> str:
@@ -466,10 +492,11 @@ def score_chunk(
     reached = {"linf": linf, "l2": l2}.get(spec.norm or "")
     if reached is not None and spec.eps is not None and float(reached.max()) > spec.eps + TOLERANCE:
         raise AssertionError(f"{spec.slug} left its ball: a bug in the attack, not in the defense")
-    n, n_draws = len(clean), _scoring_draws(subject, protocol)
+    n, n_draws, threshold = len(clean), _scoring_draws(subject, protocol), subject.thresholds.get(spec.threshold)
     seed_parts = (protocol.seed, "score", examples.dataset, spec.slug, int(rows[0]))
     right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
     margin, selection_margin = torch.zeros(n, device=place), torch.zeros(n, device=place)
+    accepted, kept, rejection = (torch.zeros(n, device=place) for _ in range(3))
     predicted = torch.full((n,), -1, device=place)
     shown = torch.zeros_like(attacked)
     error = ""
@@ -477,36 +504,54 @@ def score_chunk(
         with untouched(subject.defense.classifier), training.global_seed(seeds.derive(*seed_parts, "global")):
             generator = draws.generator(place, *seed_parts)
             for _ in range(protocol.selection_draws if subject.cls.stochastic else 0):
-                _, logits = defended(subject.defense, attacked, generator)
-                selection += (logits.argmax(dim=1) == clean.labels) & logits.isfinite().all(dim=1)
+                _, logits, score = defended(subject.defense, attacked, generator)
+                sound = (logits.argmax(dim=1) == clean.labels) & logits.isfinite().all(dim=1)
+                selection += torch.where(_refused(score, threshold, logits), 0.5, sound.float())
                 selection_margin += losses.true_gap(logits, clean.labels) / protocol.selection_draws
             for draw in range(n_draws):
-                purified, logits = defended(subject.defense, attacked, generator)
+                purified, logits, score = defended(subject.defense, attacked, generator)
                 broken = ~logits.isfinite().all(dim=1)
                 if bool(broken.any()):
                     error = "purified images or logits were not finite, or left [0, 1]"
                 found = torch.where(broken, -1, logits.argmax(dim=1))
+                refused = _refused(score, threshold, logits)
                 right += found == clean.labels
+                kept += (found == clean.labels) & ~refused
+                accepted += ~refused
+                rejection += 0 if score is None else score / n_draws
                 margin += losses.true_gap(logits, clean.labels) / n_draws
                 if draw == 0:
                     predicted, shown = found, purified
     except (Exception, SystemExit) as problem:  # whatever a defense does wrong, it never gains by it
         error = f"{type(problem).__name__}: {problem}"
-        right, selection = torch.zeros(n, device=place), torch.zeros(n, device=place)
+        right, kept, selection, rejection = (torch.zeros(n, device=place) for _ in range(4))
+        accepted = torch.full((n,), float(n_draws), device=place)
         margin, selection_margin = torch.full((n,), torch.nan, device=place), torch.zeros(n, device=place)
         predicted = torch.full((n,), -1, device=place)
     shown_rows = (rows < EXHIBITS).to(place)
-    score = {
+    if not subject.cls.stochastic:
+        selection = torch.where(accepted > 0, right, 0.5) if threshold is not None else right
+    found_scores = {
         "predicted": predicted.cpu().numpy().astype(np.int16),
-        "correct": (right / n_draws).cpu().numpy().astype(np.float32),
-        "selection": (selection / protocol.selection_draws if subject.cls.stochastic else right).cpu().numpy(),
+        "right": (right / n_draws).cpu().numpy().astype(np.float32),
+        "correct": (kept / n_draws).cpu().numpy().astype(np.float32),
+        "accepted": (accepted / n_draws).cpu().numpy().astype(np.float32),
+        "rejection_score": rejection.cpu().numpy().astype(np.float32),
+        "selection": (selection / protocol.selection_draws if subject.cls.stochastic else selection).cpu().numpy(),
         "selection_margin": selection_margin.cpu().numpy().astype(np.float32),
         "margin": margin.cpu().numpy().astype(np.float32),
         "linf": linf.cpu().numpy().astype(np.float32),
         "l2": l2.cpu().numpy().astype(np.float32),
         "exhibits": torch.stack([_bytes(x[shown_rows]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
     }
-    return score, error
+    return found_scores, error
+
+
+def _refused(score: Tensor | None, threshold: float | None, logits: Tensor) -> Tensor:
+    """Which images (N,) a selective defense refuses; none whose answer is not finite, as failure never helps."""
+    if score is None or threshold is None:
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    return (score > threshold) & logits.isfinite().all(dim=1)
 
 
 def _bytes(images: Tensor) -> Tensor:
@@ -524,6 +569,7 @@ def _outcomes(examples: Examples, wanted: Wanted, attacked: list[Arrays], scored
     blanks = {name: np.full(n, np.nan, np.float32) for name in ("correct", "selection", "selection_margin", "margin")}
     blanks |= {name: np.full(n, np.inf, np.float32) for name in ("linf", "l2")}
     blanks["predicted"] = np.full(n, -1, np.int16)
+    blanks |= {"accepted": np.ones(n, np.float32), "rejection_score": np.zeros(n, np.float32)}
     shape = examples.clean.images.shape[1:]
     pictures = np.zeros((3, min(EXHIBITS, n), *shape), np.uint8)  # black where an image was not attacked
     if scored:
@@ -531,8 +577,6 @@ def _outcomes(examples: Examples, wanted: Wanted, attacked: list[Arrays], scored
     return Outcomes(
         attacked=wanted.copy(),
         label=examples.clean.labels.cpu().numpy().astype(np.int16),
-        accepted=np.ones(n, dtype=np.float32),
-        rejection_score=np.zeros(n, dtype=np.float32),
         step_of_success=spread("step_of_success", attacked, np.full(n, -1, np.int16)),
         exhibits=pictures,
         **{name: spread(name, scored, blank) for name, blank in blanks.items()},

@@ -17,7 +17,7 @@ from bench import seeds, sources
 from bench.errors import BenchError, unknown
 from bench.sources import Source
 
-Track = Literal["clean", "gray_box", "transfer", "white_box", "query"]
+Track = Literal["clean", "gray_box", "transfer", "white_box", "query", "rejection"]
 Norm = Literal["linf", "l2"]
 Route = Literal["", "autograd", "bpda", "surrogate"]
 ROUTES: tuple[Route, ...] = ("autograd", "bpda", "surrogate")
@@ -28,6 +28,16 @@ BUDGETS: Mapping[Budget, float] = MappingProxyType({"cheap": 20, "medium": 1000,
 """Budget classes, and the most units that a purification of the class costs. A unit is one forward and backward pass of
 the classifier for one image: see bench.cost, which measures it."""
 
+USUAL_THRESHOLD = "1%"
+THRESHOLDS: Mapping[str, str] = MappingProxyType(
+    {
+        USUAL_THRESHOLD: "set by the harness, so that one clean validation image in a hundred is refused",
+        "5%": "set by the harness, so that five clean validation images in a hundred are refused",
+        "published": "the defense's own, as its paper chooses it",
+    }
+)
+"""Where a selective defense refuses: images of a higher rejection score. Boards compare at the first."""
+
 TRACKS: Mapping[str, str] = MappingProxyType(
     {
         "clean": "The attacker does nothing; uniform noise of the same size stands beside as a control.",
@@ -37,6 +47,8 @@ TRACKS: Mapping[str, str] = MappingProxyType(
         "the defended one (an imitation) answered.",
         "white_box": "The attacker knows the classifier, the defense and their weights, but not its random draws.",
         "query": "The attacker sees the scores of the defended classifier and nothing else.",
+        "rejection": "The attacker knows everything, also when the defense refuses an image, and wants a wrong answer "
+        "that is accepted.",
     }
 )
 
@@ -75,7 +87,7 @@ class AttackSpec:
     @property
     def knows_defense(self) -> bool:
         """Whether the attacker sees the defense or its scores: what is attacked is what is scored."""
-        return self.track in ("white_box", "query")
+        return self.track in ("white_box", "query", "rejection")
 
     @property
     def origin(self) -> Source | None:
@@ -99,8 +111,13 @@ class AttackSpec:
 
     @property
     def settings(self) -> dict[str, Value]:
-        """The keyword arguments of the attack's function: `eot` and `labels` are for the harness."""
-        return {name: value for name, value in self.params if name not in ("eot", "labels")}
+        """The keyword arguments of the attack's function: `eot`, `labels` and `threshold` are for the harness."""
+        return {name: value for name, value in self.params if name not in ("eot", "labels", "threshold")}
+
+    @property
+    def threshold(self) -> str:
+        """Which of a selective defense's thresholds holds in the cell: one of THRESHOLDS."""
+        return str(dict(self.params).get("threshold", USUAL_THRESHOLD))
 
     def eot(self, *, stochastic: bool) -> int:
         """The draws that each step of the attack averages over: 1 for a deterministic defense."""
@@ -222,6 +239,11 @@ class Protocol:
         """The tracks that occur, in the order of TRACKS."""
         present = {spec.track for spec in self.attacks}
         return tuple(track for track in TRACKS if track in present)
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether the protocol is for defenses that may refuse images."""
+        return any(spec.track == "rejection" for spec in self.every_attack)
 
     def limited(self, n_examples: int) -> Protocol:
         """The same protocol on fewer images: a different id, so never mixed with the full one, and never ranked."""
@@ -436,10 +458,62 @@ def _quick(dataset: str, r: _Radii) -> Protocol:
     )  # fmt: skip
 
 
+def _past_detectors(
+    radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], steps: int, eot: int
+) -> list[AttackSpec]:
+    """Attackers who want a wrong answer that is accepted, at the threshold that the board compares at; at the `hard`
+    radii also at the others, with restarts, along BPDA, and who know the purifier but not the detector."""
+    specs = []
+    for eps in radii:
+        usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps))
+        for attack in ("lagrangian_pgd", "orthogonal_pgd"):
+            specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "autograd"))
+            if eps not in hard:
+                continue
+            for threshold in tuple(THRESHOLDS)[1:]:
+                there = (*usual, ("threshold", threshold))
+                variant = f"at-{threshold.rstrip('%')}"
+                specs.append(AttackSpec(attack, "rejection", "linf", eps, there, "autograd", variant=variant))
+            again = (("eot", eot), ("restarts", 3), ("steps", steps))
+            specs.append(AttackSpec(attack, "rejection", "linf", eps, again, "autograd", variant="restarts"))
+            specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "bpda"))
+        if eps in hard:
+            specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
+    for eps in l2:
+        specs.append(AttackSpec("lagrangian_pgd", "rejection", "l2", eps, usual, "autograd"))
+        specs.append(AttackSpec("orthogonal_pgd", "rejection", "l2", eps, usual, "autograd"))
+    return specs
+
+
+def _selective(dataset: str, r: _Radii, *, quick: bool, ranked: bool) -> Protocol:
+    """For defenses that may refuse: on a board of their own, since an answer can be right, wrong or none."""
+    radii = tuple(r.linf[i] for i in (1, 3, 4)) if quick else r.linf
+    hard = radii[-1:] if quick else r.hard
+    seen = _papers(r.hard) if not quick else [*_steps(("r_fgsm", "mi_fgsm"), hard), *_nearest(3, 30)]
+    images, steps, l2 = (200, 40, ()) if quick else (500, 200, r.l2)
+    attacks = (*_blind(radii), *seen, *_transfer(SOURCES[:1], hard, 20 if quick else 40))
+    random = (*_blind(radii, stochastic=True), *seen, *_past_detectors(radii, hard, l2, steps // 2, 10))
+    return Protocol(
+        id=f"{dataset}-selective-v1{'-quick' * quick}", dataset=dataset, n_examples=images, linf_radii=radii,
+        l2_radii=() if quick else r.l2, ranked=ranked and not quick,
+        headline_radii=tuple(eps for eps in r.hard if eps in radii),
+        purpose=f"Smoke test of {dataset}-selective-v1 on {images} images; never ranked." if quick else
+        "Defenses that may refuse an image: accuracy, errors and refusals against attackers who know the threshold.",
+        attacks=(*attacks, *_past_detectors(radii, hard, l2, steps, 1)),
+        efforts=(
+            Effort("cheap", True, images // 2, random, 10, 20),
+            Effort("medium", True, images // 4, random, 5, 10),
+        ),
+    )  # fmt: skip
+
+
 _ALL = (
     *(_full("digits", 500, _INK, ranked=False), _quick("digits", _INK)),
     *(_full("mnist", 1000, _INK, ranked=True), _quick("mnist", _INK)),
     *(_full("fmnist", 1000, _CLOTH, ranked=True), _quick("fmnist", _CLOTH)),
+    *(_selective("digits", _INK, quick=quick, ranked=False) for quick in (False, True)),
+    *(_selective("mnist", _INK, quick=quick, ranked=True) for quick in (False, True)),
+    *(_selective("fmnist", _CLOTH, quick=quick, ranked=True) for quick in (False, True)),
 )
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.id: protocol for protocol in _ALL})
 """The protocols of the boards. `known` adds the papers' own evaluations."""

@@ -101,6 +101,9 @@ class Record(BaseModel):
     params: Mapping[str, int | float | str | bool]
     seed: int = Field(description="from which the defense was trained and attacked")
     draws: int = Field(ge=1, description="scoring draws averaged for each image; 1 for a deterministic defense")
+    thresholds: Mapping[str, float] = Field(
+        {}, description="the rejection scores beyond which a selective defense refuses, by bench.protocol.THRESHOLDS"
+    )
     status: Literal["ok", "failed"]
     error: str = Field("", description="why the defense failed on some or all images; those count as wrong")
     forward_rows: int = Field(ge=0, description="images that the attack sent forward through the attacked model")
@@ -166,11 +169,12 @@ class Outcomes:
     label: NDArray[np.int16]  # (n,)
     predicted: NDArray[np.int16]  # (n,) -1 where the defense failed
     margin: NDArray[np.float32]  # (n,) true logit minus the best other; nan where the defense failed
-    correct: NDArray[np.float32]  # (n,) share of scoring draws that were right, in [0, 1]
-    selection: NDArray[np.float32]  # (n,) the same on other draws, which choose the worst of several attacks
+    correct: NDArray[np.float32]  # (n,) share of scoring draws that were right and not refused, in [0, 1]
+    selection: NDArray[np.float32]  # (n,) the same on other draws, which choose the worst of several attacks; there a
+    # draw that was refused counts half
     selection_margin: NDArray[np.float32]  # (n,) the mean margin on those draws; 0 for a deterministic defense
-    accepted: NDArray[np.float32]  # (n,) share of draws that were not refused
-    rejection_score: NDArray[np.float32]  # (n,) 0 for a defense that cannot refuse
+    accepted: NDArray[np.float32]  # (n,) share of draws that were not refused, at the cell's own threshold
+    rejection_score: NDArray[np.float32]  # (n,) the mean over draws; 0 for a defense that cannot refuse
     linf: NDArray[np.float32]  # (n,) realised distance to the clean image
     l2: NDArray[np.float32]  # (n,)
     step_of_success: NDArray[np.int16]  # (n,) first step at which the attacked model was wrong, -1 never

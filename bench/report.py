@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench import statistics
+from bench import selective, statistics
 from bench.errors import BenchError
-from bench.protocol import AttackSpec, Protocol
+from bench.protocol import THRESHOLDS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell, Record
 from bench.verdicts import Verdict, over_seeds
 
@@ -89,6 +89,9 @@ def _judged(group: _Group, bare: _Group | None) -> _Group:
 
 def summary(cells: Sequence[Cell], protocol: Protocol) -> Group:
     """What a run found: the numbers of each defense, what broke most images, and whether to believe it."""
+    stored = cells
+    if protocol.is_selective:
+        cells = selective.as_held(cells, USUAL_THRESHOLD)
     groups = _groups(cells, protocol)
     whole = all(group.is_whole for group in groups)
     what = "worst case of all attacks" if whole else "worst case of the selected attacks: not a result"
@@ -99,7 +102,31 @@ def summary(cells: Sequence[Cell], protocol: Protocol) -> Group:
         table.add_column(heading, justify="right")
     for group in groups:
         _add_row(table, group, protocol)
-    return Group(table, *_strongest(groups, protocol), *distortions(cells, protocol), *_verdicts(groups))
+    answers = _answers(_groups(stored, protocol), protocol) if protocol.is_selective else ()
+    return Group(table, *answers, *_strongest(groups, protocol), *distortions(cells, protocol), *_verdicts(groups))
+
+
+def _answers(groups: Sequence[_Group], protocol: Protocol) -> Iterator[Table]:
+    """Right, wrong and refused at each threshold, clean and at the headline radii."""
+    caption = "Accepted and right / accepted and wrong / refused, in %; each attacked image at its worst version."
+    table = Table(title="what becomes of the images", caption=caption, caption_justify="left")
+    table.add_column("defense")
+    table.add_column("refuses")
+    for heading in ("n", "clean", *(f"Linf {eps:g}" for eps in protocol.headline_radii)):
+        table.add_column(heading, justify="right")
+    for group in groups:
+        if group.found("breach") or not group.seeds:
+            continue
+        for threshold in THRESHOLDS:
+            try:
+                found = [selective.worst(cells, "linf", protocol.headline_radii, threshold) for cells in group.seeds]
+            except ValueError:  # of a random defense only the cells' own threshold is known
+                continue
+            parts = np.mean([(one.right, one.wrong, one.refused) for one in found], axis=0).mean(axis=2)  # (3, 1 + R)
+            shares = [" / ".join(f"{100 * share:.1f}" for share in part) for part in parts.T]
+            table.add_row(group.name, threshold, str(group.cells[0].record.n_examples), *shares)
+    if table.rows:
+        yield table
 
 
 def _add_row(table: Table, group: _Group, protocol: Protocol) -> None:

@@ -74,6 +74,26 @@ def white_box(
     return Target(_folded(defense, routes[route], eot, seed_parts))
 
 
+def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
+    """White box against a defense that may refuse: (N, K + 1) or (eot, N, K + 1), its logits and last the slack,
+    `threshold` minus its rejection score, from the same draw as the logits.
+
+    The logits have the gradient of `route`, "autograd" or "bpda", the slack always its own: the contract demands one.
+    """
+    doors: dict[str, Door] = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
+    if route not in doors:
+        raise unknown("route past a detector", route, doors)
+
+    def answers(images: Tensor, generator: Generator) -> Tensor:
+        state = generator.get_state()
+        logits = doors[route](images, generator)
+        generator.set_state(state)
+        slack = threshold - defense.rejection_score(images, generator)
+        return torch.cat([logits, slack[:, None]], dim=1)
+
+    return Target(_folded(defense, answers, eot, seed_parts))
+
+
 def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
     """The attacker asks the whole defense for its logits and sees nothing else: they carry no gradient.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.submissions.schema import Claim
-from leaderboard import commands, views
+from leaderboard import commands, refusals, views
 from leaderboard.breakers import breakers
 from leaderboard.claims import claim_lines
 from leaderboard.codes import codes
@@ -67,6 +67,8 @@ def _section(row: Row, board: Board, name: str, claims: Sequence[Claim]) -> dict
         "breakers": breakers(row),
         "claims": claim_lines(row, claims),
         "codes": codes(row),
+        "refusals": refusals.of_row(row),
+        "risk": refusals.risk_coverage(row, f"{name}r"),
         "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
         "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},

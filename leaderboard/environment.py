@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench import papers
-from bench.protocol import BUDGETS
+from bench.protocol import BUDGETS, THRESHOLDS
 from bench.verdicts import RULES
-from leaderboard import best_known, codes, commands, facets, formats, sentences, views
+from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, views
 from leaderboard.figures import Chart
 from leaderboard.tables import ATTACKED, BASELINE, Board
 
@@ -25,7 +25,7 @@ _FILTERS = (
     formats.duration, formats.file_size, formats.units, formats.level, formats.clash_name,
     views.attack_groups, views.sparkline,
     views.track_meaning, views.strongest_name, views.efforts, views.reductions, facets.answers, facets.facets,
-    sentences.verdict_in_two, codes.fact_name, best_known.taken_words, best_known.isolated,
+    sentences.verdict_in_two, codes.fact_name, refusals.refusals, best_known.taken_words, best_known.isolated,
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def environment() -> Environment:
     made.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper, "protocol_facts": views.facts}
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,
-        "command": commands.whole,
+        "command": commands.whole, "thresholds_meaning": THRESHOLDS,
     }  # fmt: skip
     return made
 

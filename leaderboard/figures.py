@@ -68,6 +68,11 @@ def loss_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     return _chart(name, title, tuple(lines), "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
 
 
+def risk_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
+    """Errors against coverage, both in percent: x is given so, y as a share."""
+    return _chart(name, title, tuple(lines), "images accepted in %", "errors among them in %", scale=100)
+
+
 def losses_chart(name: str, lines: Sequence[Line]) -> Chart:
     """The mean loss of each epoch of a training."""
     return _chart(name, "Training loss of each epoch", tuple(lines), "epoch", "mean loss", scale=1)

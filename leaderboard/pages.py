@@ -91,7 +91,7 @@ def _records(boards: Sequence[Board]) -> Files:
     files, folders = Files(), []
     for board in boards:
         for defense, rows in _by_defense(board).items():
-            folders.append(archive.folder([cell for row in rows for cell in row.cells]))
+            folders.append(archive.folder([cell for row in rows for cell in row.recorded]))
             name = f"records/{formats.file_name(board.id)}/{formats.file_name(defense)}.zip"
             files[name] = archive.zipped(folders[-1:])
     return {**files, _ALL_RECORDS: archive.zipped(folders)}

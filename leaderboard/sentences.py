@@ -38,22 +38,25 @@ def _blind(row: Row, eps: float) -> str:
     if not found:
         return ""
     worst = min(found, key=lambda one: one.value)
-    return f"Attackers who do not know the defense leave {_share(worst)} at ε\u00a0=\u00a0{radius(eps)}."
+    return f"Attackers who do not know the defense leave {_share(worst, row)} at ε\u00a0=\u00a0{radius(eps)}."
 
 
 def _worst(row: Row, eps: float) -> str:
     """What the worst attacker leaves, and what that is worth over all radii."""
     assert row.effort is not None and row.mrr is not None
     left = row.robust[row.effort.linf_radii.index(eps)]
-    start = f"The worst attack on each image leaves {_share(left)} at ε\u00a0=\u00a0{radius(eps)}"
+    start = f"The worst attack on each image leaves {_share(left, row)} at ε\u00a0=\u00a0{radius(eps)}"
     over_all = f"mean robust radius {decimal(row.mrr.value)} ({decimal_range(row.mrr)})"
     if row.defense == BASELINE:
         return f"This is the classifier without a defense. {start}, {over_all}; every gain is measured against it."
     return f"{start}; over all radii {_gain(row.gain) if row.gain else over_all}{_doubt(row)}."
 
 
-def _share(estimate: Estimate) -> str:
-    return f"{percent(estimate)} of the images right ({percent_range(estimate)}, n\u00a0=\u00a0{thousands(estimate.n)})"
+def _share(estimate: Estimate, row: Row) -> str:
+    right = "right or refused" if row.effort is not None and row.effort.is_selective else "right"
+    return (
+        f"{percent(estimate)} of the images {right} ({percent_range(estimate)}, n\u00a0=\u00a0{thousands(estimate.n)})"
+    )
 
 
 def _gain(gain: Estimate) -> str:

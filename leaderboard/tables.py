@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import statistics
+from bench import selective, statistics
 from bench.catalog import ATTACKS
-from bench.protocol import TRACKS, Protocol
+from bench.protocol import TRACKS, USUAL_THRESHOLD, Protocol
 from bench.record import Card, Cell
 from bench.statistics import Strongest
 from bench.verdicts import Verdict, over_seeds
@@ -50,7 +50,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a board: one defense on one classifier, over all its seeds (averaged by image, never joined)."""
+    """One line of a board: one defense on one classifier, over all its seeds (averaged by image, never joined).
+
+    `cells` are what the numbers come from, `recorded` what the records hold. They differ for defenses that may refuse:
+    there robust accuracy stands in the place of accuracy (bench.selective.as_held).
+    """
 
     defense: str
     classifier: str
@@ -74,6 +78,7 @@ class Row:
     strongest: tuple[Strongest | None, ...] = ()  # one at each headline radius
     verdicts: tuple[Verdict, ...] = ()
     rank: int | None = None
+    recorded: tuple[Cell, ...] = ()
     breaks: tuple[BreakLine, ...] = ()  # images of others against this defense: leaderboard.best_known
     best_known: Mapping[float, BestKnown] = field(default_factory=dict)  # by Linf radius, where a break has images
 
@@ -183,7 +188,7 @@ def board(protocol_id: str, cells: Iterable[Cell]) -> Board:
     own = [_judged(row, own) for row in own]
     own = [replace(row, gain=_gain(row, own)) for row in own]
     bare = Board(protocol_id, protocol, tuple(own), others)
-    ranks = {} if bare.unranked else _ranks(own, protocol.classifiers[0])
+    ranks = {} if bare.unranked else _ranks(own, protocol)
     own = [replace(row, rank=ranks.get(str(index))) for index, row in enumerate(own)]
     order = protocol.classifiers
     return replace(bare, rows=tuple(sorted(own, key=lambda row: _place(row, order))))
@@ -201,7 +206,12 @@ def _belongs_to(cell: Cell) -> tuple[object, ...]:
 
 def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     first = cells[0].record
-    row = Row(first.defense, first.classifier, _seeds(cells), first.card, tuple(cells), "complete")
+    recorded = tuple(cells)
+    if protocol is not None and protocol.is_selective:
+        cells = selective.as_held(cells, USUAL_THRESHOLD)
+    row = Row(
+        first.defense, first.classifier, _seeds(cells), first.card, tuple(cells), "complete", recorded=recorded
+    )  # fmt: skip
     effort = _effort(protocol, first.budget, first.card.stochastic) if protocol else None
     if effort is None or (first.protocol_hash, first.n_examples) != (effort.hash, effort.n_examples):
         return replace(row, state="other_version")
@@ -328,7 +338,7 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     if row.found("breach"):
         return Row(
             row.defense, row.classifier, row.seeds, row.card, row.cells, "not_evaluated", row.effort, row.missing,
-            row.extra, verdicts=row.verdicts,
+            row.extra, verdicts=row.verdicts, recorded=row.recorded,
         )  # fmt: skip
     return replace(row, state="unverified") if row.found("warning") and row.state in ("complete", "reduced") else row
 
@@ -340,12 +350,11 @@ def counted_cells(row: Row, seed: int) -> list[Cell]:
 
 
 def _has_l2_radius(effort: Protocol) -> bool:
-    """Whether there is a white-box attack on all images at every L2 radius: a gap would pass for robustness."""
+    """Whether an attacker who knows the defense saw all images at every L2 radius: a gap would pass for robustness."""
     attacked = {
         spec.eps
         for spec in effort.attacks
-        if (spec.track, spec.norm) == ("white_box", "l2")
-        and (spec.n_examples or effort.n_examples) >= effort.n_examples
+        if spec.knows_defense and spec.norm == "l2" and (spec.n_examples or effort.n_examples) >= effort.n_examples
     }
     return bool(effort.l2_radii) and attacked >= set(effort.l2_radii)
 
@@ -401,14 +410,15 @@ def comparable(row: Row, other: Row) -> bool:
     ) and np.array_equal(first.outcomes.label[:n], second.outcomes.label[:n])
 
 
-def _ranks(rows: Sequence[Row], classifier: str) -> dict[str, int]:
-    """Ranks by index on the ranked classifier: complete rows of `identity` and of those whose gain is known."""
+def _ranks(rows: Sequence[Row], protocol: Protocol) -> dict[str, int]:
+    """Ranks by index on the ranked classifier: complete rows of `identity` and of those whose gain is known; where
+    defenses may refuse, there is no `identity` to gain over."""
     entries = {
         str(index): row.radius
         for index, row in enumerate(rows)
         if row.radius is not None
-        and (row.classifier, row.state) == (classifier, "complete")
-        and (row.defense == BASELINE or row.gain is not None)
+        and (row.classifier, row.state) == (protocol.classifiers[0], "complete")
+        and (row.defense == BASELINE or row.gain is not None or protocol.is_selective)
     }
     return statistics.ranks(entries)
 

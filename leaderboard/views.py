@@ -18,7 +18,6 @@ from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
 
 PLANNED: Mapping[str, str] = {
     "latent": "The attacker searches the defense's latent space.",
-    "rejection": "The attacker also has to pass the defense's detector.",
 }
 
 
@@ -107,7 +106,8 @@ def facts(protocol: Protocol) -> Facts:
     present = {spec.track for spec in protocol.every_attack}
     measured = tuple(track for track in TRACKS if track in present)
     blind = all(spec.is_shared for spec in protocol.every_attack)
-    return Facts(measured, tuple(track for track in (*TRACKS, *PLANNED) if track not in present), blind)
+    applicable = [track for track in (*TRACKS, *PLANNED) if track != "rejection" or protocol.is_selective]
+    return Facts(measured, tuple(track for track in applicable if track not in present), blind)
 
 
 def efforts(protocol: Protocol) -> list[tuple[str, Protocol]]:
@@ -251,7 +251,11 @@ def curves_chart(row: Row, name: str) -> Chart | None:
     largest: dict[str, Cell] = {}
     for cell in row.cells:
         record = cell.record
-        has_gradient = record.track in ("gray_box", "white_box")  # losses of transfer are another defense's
+        has_gradient = record.track in (
+            "gray_box",
+            "white_box",
+            "rejection",
+        )  # losses of transfer are another defense's
         if _is_plain(cell) and has_gradient and len(record.loss_curve) > 2 and record.seed == row.seeds[0]:
             label = f"{attack_name(record.attack)} ({knowledge(record)})"
             if label not in largest or (record.eps or 0) > (largest[label].record.eps or 0):

@@ -138,6 +138,13 @@ def _one_pixel(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return changed
 
 
+def _refuses(folder: Path) -> None:
+    """Makes one of the entry's records that of a defense that may refuse."""
+    store = Store(folder.parents[2] / NAME / "records")
+    cell = next(store.cells())
+    store.save(type(cell)(cell.record.model_copy(update={"thresholds": {"1%": 1.0}}), cell.outcomes))
+
+
 SPOILED: dict[str, Callable[[Path], None]] = {
     "501": lambda folder: folder.rename(folder.with_name("Ada PGD")) and None,
     "501 another entry": _edit('entry = "soft_focus"', 'entry = "kmeans"'),
@@ -183,6 +190,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "517 too far": _result(linf=(0.1, 0.1, 0.11)),
     "518": _result(labels=(0, 0, 0), predicted=(1, 1, 1)),
     "519": _edit('author = "Ada"', 'author = "Ada\u202egnp.exe"'),
+    "520": _refuses,
 }  # fmt: skip
 
 

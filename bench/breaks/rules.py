@@ -355,6 +355,14 @@ def text_is_what_it_seems(case: Case) -> Iterator[Objection]:
             yield case.folder / schema.DESCRIPTION, found, "text that reads as it is", "remove that character"
 
 
+@rule(520)
+def entry_never_refuses(case: Case) -> Iterator[Objection]:
+    """The entry never refuses an image."""
+    if any(cell.record.thresholds for cell in case.cells):
+        expected = "one that always answers: refusals of others' images are not scored yet"
+        yield case.folder / schema.DESCRIPTION, "an entry that may refuse images", expected, "break another entry"
+
+
 ALL: tuple[Rule[Case], ...] = tuple(
     sorted((value for value in list(vars().values()) if isinstance(value, Rule)), key=lambda one: one.number)
 )

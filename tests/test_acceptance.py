@@ -1,0 +1,166 @@
+"""Attacks past a detector where the answer is known: on linear logits and a linear score it is a linear programme."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Generator, Tensor, nn
+
+from bench import attacks, draws, threat
+from bench.attacks.acceptance import accepted_pgd
+from bench.catalog import ATTACKS as ATTACKS_BY_NAME
+from bench.defense import Defense
+from bench.errors import BenchError
+
+ATTACKS = ("lagrangian_pgd", "orthogonal_pgd")
+SHAPE = (1, 4, 4)
+
+
+class Linear(Defense):
+    """Linear logits of 3 classes, and a linear rejection score."""
+
+    title, paper, year, kind, differentiable = "Linear", "https://example.org", 2020, "selective", True
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        made = Generator().manual_seed(1)
+        self.register_buffer("direction", torch.randn(16, generator=made))
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.flatten(1) @ self.direction
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[Linear, Tensor, Tensor]:
+    """The defense, 24 images, and the labels that it gives them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).requires_grad_(False)
+        net[1].bias.copy_(-net[1].weight.sum(dim=1) / 2)  # every class wins somewhere
+        images = torch.rand(24, *SHAPE)
+    return Linear(net), images, net(images).argmax(dim=1)
+
+
+def reachable(defense: Linear, images: Tensor, labels: Tensor, eps: float, threshold: float) -> np.ndarray:
+    """The largest margin of an accepted image in each Linf ball, by linear programming; -inf where none is accepted."""
+    weight, bias = (part.double().numpy() for part in defense.classifier[1].parameters())
+    direction = defense.direction.double().numpy()
+    best = []
+    for image, label in zip(images.flatten(1).double().numpy(), labels.tolist(), strict=True):
+        bounds = list(zip(np.clip(image - eps, 0, 1), np.clip(image + eps, 0, 1), strict=True))
+        found = []
+        for other in set(range(3)) - {label}:
+            solved = linprog(weight[label] - weight[other], A_ub=direction[None], b_ub=[threshold], bounds=bounds)
+            found.append(-solved.fun + bias[other] - bias[label] if solved.status == 0 else -np.inf)
+        best.append(max(found))
+    return np.array(best)
+
+
+def attacked(linear, name: str, eps: float, threshold: float, **given) -> attacks.Attacked:
+    defense, images, labels = linear
+    target = threat.acceptance(defense, "autograd", threshold=threshold, eot=1, seed_parts=())
+    noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
+    return attacks.get(name)(target, images, labels, eps=eps, draws=noise, **given)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("eps", "threshold"), [(0.1, 0.0), (0.2, -1.0), (0.2, 1.0), (0.3, 0.0)])
+def test_it_breaks_what_a_linear_programme_can_break_and_nothing_else(name, eps, threshold, linear):
+    defense, images, labels = linear
+    best = reachable(defense, images, labels, eps, threshold)
+    broken = attacked(linear, name, eps, threshold, steps=200, restarts=2).broken
+    assert not broken[torch.from_numpy(best < 0)].any()  # what cannot be reached is not claimed
+    clearly = torch.from_numpy(best > 0.02)
+    assert clearly.any() and broken[clearly].float().mean() > 0.95
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_detector_costs_the_attacker_something_and_one_that_accepts_all_nothing(name, linear):
+    defense, images, labels = linear
+    left = [
+        int((~attacked(linear, name, 0.05, threshold, steps=100).broken).sum()) for threshold in (-5.0, -4.0, 100.0)
+    ]
+    target = threat.white_box(defense, "autograd", eot=1, seed_parts=())
+    noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
+    plain = attacks.get("apgd_margin")(target, images, labels, eps=0.05, draws=noise)
+    assert left[0] > left[1] > left[2] == int((~plain.broken).sum())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_breaks_a_defense_that_refuses_everything(name, linear):
+    found = attacked(linear, name, 0.3, -1e6, steps=20)
+    assert not found.broken.any() and (found.step_of_success == -1).all() and (found.losses < 0).all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_images_stay_in_the_ball_and_what_is_told_of_them_is_so(name, norm, linear):
+    defense, images, labels = linear
+    found = attacked(linear, name, 0.3, 0.0, steps=30, norm=norm, restarts=2)
+    change = (found.images - images).flatten(1)
+    length = change.abs().amax(dim=1) if norm == "linf" else change.norm(dim=1)
+    assert float(length.max()) <= 0.3 + 1e-6 and 0 <= float(found.images.min()) <= float(found.images.max()) <= 1
+    with torch.no_grad():
+        wrong = defense.classifier(found.images).argmax(dim=1) != labels
+        accepted = defense.rejection_score(found.images, Generator()) <= 0
+    assert torch.equal(found.broken, wrong & accepted)
+    early = attacked(linear, name, 0.3, 0.0, steps=30, norm=norm, restarts=2, stop_when_broken=True)
+    assert torch.equal(early.broken, found.broken)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_costs_the_rows_that_the_catalog_says(name, linear):
+    defense, images, labels = linear
+    target = threat.acceptance(defense, "autograd", threshold=-1e6, eot=1, seed_parts=())
+    noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
+    attacks.get(name)(target, images, labels, eps=0.1, draws=noise, steps=7, restarts=2)
+    forward, backward = ATTACKS_BY_NAME[name].cost(steps=7, restarts=2)
+    assert (target.forward_rows, target.backward_rows) == (forward * len(images), backward * len(images))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_random_defense_answers_with_draws_of_both(name, linear):
+    class Random(Linear):
+        stochastic = True
+
+        def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+            return super().rejection_score(images, generator) + torch.randn(len(images), generator=generator)
+
+    _, images, labels = linear
+    target = threat.acceptance(Random(linear[0].classifier), "autograd", threshold=0.0, eot=5, seed_parts=())
+    with torch.no_grad():
+        assert target(images).shape == (5, len(images), 4)
+    noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
+    found = attacks.get(name)(target, images, labels, eps=0.3, draws=noise, steps=30, stop_when_broken=True)
+    assert not found.broken.any()  # one look proves nothing
+    assert (found.step_of_success >= 0).any() and found.losses[-1].mean() > found.losses[0].mean()
+
+
+def test_score_and_logits_come_from_the_same_draw(linear):
+    class Shared(Linear):
+        stochastic = True
+
+        def logits(self, images: Tensor, generator: Generator) -> Tensor:
+            drawn = torch.randn(len(images), generator=generator)
+            return drawn[:, None].expand(-1, 3)
+
+        def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+            return torch.randn(len(images), generator=generator)
+
+    target = threat.acceptance(Shared(linear[0].classifier), "autograd", threshold=0.0, eot=3, seed_parts=())
+    answers = target(linear[1])
+    assert torch.equal(answers[..., 0], -answers[..., -1])
+
+
+def test_an_unknown_rule_or_route_is_refused(linear):
+    with pytest.raises(BenchError, match="lagrangian"):
+        accepted_pgd(lambda x: x, linear[1], linear[2], eps=0.1, draws=None, rule="lagrange")
+    with pytest.raises(ValueError, match="steps >= 1"):
+        accepted_pgd(lambda x: x, linear[1], linear[2], eps=0.1, draws=None, steps=0)
+    with pytest.raises(BenchError, match="autograd"):
+        threat.acceptance(linear[0], "surrogate", threshold=1.0, eot=1, seed_parts=())
