@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench import catalog, plugins, protocol
+from bench.breaks import commands as breaks
 from bench.errors import BenchError, unknown
 from bench.submissions import commands as submissions
 
@@ -33,6 +34,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
 app.add_typer(weights_app, name="weights")
 app.add_typer(submissions.submission_app, name="submission")
+app.add_typer(breaks.break_app, name="break")
 app.command("new")(submissions.new)
 
 

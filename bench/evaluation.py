@@ -168,7 +168,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
             chunk_key = _chunk_key("scores", work.key, examples, rows)
             score = cache.read(chunk_key)
             if score is None:
-                score, wrong = _score_chunk(subject, protocol, spec, examples, rows, images)
+                score, wrong = score_chunk(subject, protocol, spec, examples, rows, images)
                 error = error or wrong
                 if error:
                     score = _all_wrong(score) if images["failed"] else score
@@ -479,7 +479,7 @@ def _described(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _score_chunk(
+def score_chunk(
     subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor, images: Arrays
 ) -> tuple[Arrays, str]:
     """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing)."""

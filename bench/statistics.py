@@ -60,6 +60,52 @@ def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Arra
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Images that somebody else made against a defense, scored by the harness: every array is (n,), one entry an image.
+
+    The arrays mean what those of `Outcomes` mean; an image of which there is none lies infinitely far away.
+    """
+
+    correct: Array
+    selection: Array
+    selection_margin: Array
+    linf: Array
+    l2: Array
+
+
+def best_known(
+    cells: Sequence[Cell], others: Sequence[Tried], norm: str, radii: Sequence[float]
+) -> tuple[Array, NDArray[np.intp]]:
+    """`robustness` with the images of `others` among the versions of each image, and which of them decides, (1 + R, n).
+
+    A version counts by its realised distance and is chosen by its selection draws, as the cells' are; of equals the
+    cells' own decides, which is -1. No image comes out better than by the cells alone: where chance would have it so on
+    the scoring draws of a random defense, the cells' value stays.
+    """
+    worst = worst_versions(cells, norm, radii)
+
+    def of_cells(name: str) -> Array:
+        return np.take_along_axis(
+            np.stack([getattr(cell.outcomes, name) for cell in cells]).astype(np.float64), worst, axis=0
+        )
+
+    values, chosen_by, margin = of_cells("correct"), of_cells("selection"), of_cells("selection_margin")
+    margin = np.nan_to_num(margin, nan=-np.inf)
+    found, by = values.copy(), np.full(values.shape, -1, dtype=np.intp)
+    for row, eps in enumerate(radii, start=1):
+        for which, other in enumerate(others):
+            near = (other.linf if norm == "linf" else other.l2) <= eps + TOLERANCE
+            lower = other.selection < chosen_by[row]
+            lower |= (other.selection == chosen_by[row]) & (other.selection_margin < margin[row])
+            taken = near & lower
+            chosen_by[row] = np.where(taken, other.selection, chosen_by[row])
+            margin[row] = np.where(taken, other.selection_margin, margin[row])
+            found[row] = np.where(taken, np.minimum(values[row], other.correct), found[row])
+            by[row] = np.where(taken, which, by[row])
+    return found, by
+
+
+@dataclass(frozen=True)
 class Strongest:
     """The attack that broke most images: `broken` of the `total` that all attacks together broke.
 

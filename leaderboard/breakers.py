@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from bench import statistics
 from bench.protocol import AttackSpec
-from bench.record import Cell
-from leaderboard.tables import BASELINE, Board, Row
+from leaderboard.tables import BASELINE, Board, Row, counted_cells
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def breakers(row: Row) -> Breakers | None:
     """Who broke the images of a complete row; None for others."""
     if row.effort is None or row.mrr is None:
         return None
-    seeds = [_counted(row, seed) for seed in row.seeds]
+    seeds = [counted_cells(row, seed) for seed in row.seeds]
     by_radius = [statistics.blamed(seeds, eps) for eps in row.effort.linf_radii]
     kinds = [kind for kind in by_radius[0] if any(found[kind] for found in by_radius)]
     attacks = tuple(Breaker(kind, tuple(found[kind] for found in by_radius)) for kind in kinds)
@@ -73,9 +72,3 @@ def toll(boards: Sequence[Board]) -> Toll | None:
                     broken[attack.kind.attack] = broken.get(attack.kind.attack, 0) + attack.broken[place]
             return Toll(board, eps, broken, sum(broken.values()))
     return None
-
-
-def _counted(row: Row, seed: int) -> list[Cell]:
-    assert row.effort is not None
-    own = (cell for cell in row.cells if cell.record.seed == seed and cell.record.cell not in row.extra)
-    return statistics.ordered(own, row.effort)

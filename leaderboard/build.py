@@ -8,16 +8,18 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.record import Store
 from leaderboard import folder, pages, tables
+from leaderboard.best_known import with_breaks
 from leaderboard.gather import gather
 
 
-def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
+def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: Sequence[Path] = ()) -> Path:
     """Write the site of all records in `stores` (or in the folders that they name) into `out`; returns its index.html.
 
-    The site needs no server: it works from file:// and under any address. Files that do not count are named on the
-    pages. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not write.
+    Claims and breaks are those of the folders of `submissions`, and of the submissions that `stores` belong to. The
+    site needs no server: it works from file:// and under any address. Files that do not count are named on the pages.
+    Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not write.
     """
-    gathered = gather(stores)
+    gathered = gather(stores, submissions)
     if not gathered.cells:
         looked = ", ".join(str(store.root if isinstance(store, Store) else store) for store in stores) or "no folder"
         torn = f"; {len(gathered.problems)} unusable: {gathered.problems[0]}" if gathered.problems else ""
@@ -26,5 +28,6 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
             "`purifybench run identity --protocol digits-v1-quick` or `purifybench demo`, then build again"
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
-    folder.publish(pages.site(boards, gathered.problems), out)
+    boards = [with_breaks(board, gathered.breaks) for board in boards]
+    folder.publish(pages.site(boards, gathered.problems, gathered.claims), out)
     return out / "index.html"

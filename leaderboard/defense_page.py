@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.submissions.schema import Claim
 from leaderboard import commands, refusals, views
 from leaderboard.breakers import breakers
+from leaderboard.claims import claim_lines
 from leaderboard.codes import codes
 from leaderboard.counterparts import DEFENSES
 from leaderboard.paper_tables import PaperTable
@@ -36,18 +38,20 @@ def printed(tables: Iterable[PaperTable], defense: str) -> list[Printed]:
     return found
 
 
-def values(board: Board, rows: Sequence[Row], tables: Iterable[PaperTable]) -> dict[str, object]:
-    """What the template is given for the `rows` of one defense on `board`."""
+def values(
+    board: Board, rows: Sequence[Row], tables: Iterable[PaperTable], claims: Sequence[Claim] = ()
+) -> dict[str, object]:
+    """What the template is given for the `rows` of one defense on `board`, whose authors made `claims`."""
     defense = rows[0].defense
     return {
         "defense": defense,
         "card": rows[0].card,
-        "sections": [_section(row, board, f"r{k}") for k, row in enumerate(rows)],
+        "sections": [_section(row, board, f"r{k}", claims) for k, row in enumerate(rows)],
         "printed": printed(tables, defense),
     }
 
 
-def _section(row: Row, board: Board, name: str) -> dict[str, object]:
+def _section(row: Row, board: Board, name: str, claims: Sequence[Claim]) -> dict[str, object]:
     """What the page shows of one row; `name` is unique on the page."""
     first = row.cells[0].record
     usual = board.protocol.classifiers[0] if board.protocol else first.classifier
@@ -61,6 +65,7 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "showcases": views.showcases(row),
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
         "breakers": breakers(row),
+        "claims": claim_lines(row, claims),
         "codes": codes(row),
         "refusals": refusals.of_row(row),
         "risk": refusals.risk_coverage(row, f"{name}r"),

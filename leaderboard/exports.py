@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 
+from leaderboard.best_known import known_radii
 from leaderboard.formats import radius
 from leaderboard.tables import ATTACKED, BASELINE, Board, Estimate, Row
 from leaderboard.views import strongest_name
@@ -37,8 +38,15 @@ def values(board: Board, row: Row) -> dict[str, Value]:
     for track in ATTACKED:
         for k, eps in enumerate(headlines):
             estimates[f"{track}_accuracy_at_{radius(eps)}"] = row.tracks[track][k] if track in row.tracks else None
+    shown = known_radii(board)
+    for eps in shown:
+        estimates[f"best_known_accuracy_at_{radius(eps)}"] = (
+            row.best_known[eps].accuracy if eps in row.best_known else None
+        )
     for name, estimate in estimates.items():
         found |= _with_interval(name, estimate)
+    for eps in shown:
+        found[f"lost_to_breaks_at_{radius(eps)}"] = row.best_known[eps].lost if eps in row.best_known else None
     for k, eps in enumerate(headlines):
         found[f"strongest_attack_at_{radius(eps)}"] = strongest_name(row.strongest[k] if row.strongest else None)
     return {**found, "attack_rows": row.attack_rows, "attack_seconds": round(row.attack_seconds, 1)}

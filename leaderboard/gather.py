@@ -1,25 +1,33 @@
-"""From stores to sound cells by protocol, and everything that was wrong with the rest. No numbers are computed here."""
+"""From stores to sound cells by protocol, with what submissions claim and who broke them, and everything that was wrong
+with the rest. No numbers are computed here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bench import protocol as protocols
+from bench.breaks import rules
+from bench.breaks.schema import Kept
 from bench.errors import BenchError
 from bench.protocol import Protocol
 from bench.record import Cell, Store
+from bench.submissions import places, schema
+from bench.submissions.schema import Claim
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out."""
+    """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out; the claims
+    of each submission by its name, and the breaks that keep their rules."""
 
     cells: dict[str, tuple[Cell, ...]]
     problems: tuple[str, ...]
+    claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)
+    breaks: tuple[Kept, ...] = ()
 
 
 def known(protocol_id: str) -> Protocol | None:
@@ -31,15 +39,17 @@ def known(protocol_id: str) -> Protocol | None:
     return found if found.id == protocol_id else None
 
 
-def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:
-    """All sound cells of all stores.
+def gather(stores: Sequence[Store] | Sequence[Path], submissions: Sequence[Path] = ()) -> Gathered:
+    """All sound cells of all stores, and what the folders of `submissions` say: those given, and those whose `records`
+    are among the stores.
 
     A cell that two stores hold is taken from the first; where the two differ, that is listed as a problem. Paths in
     problems are relative to their store, so that the same records give the same text wherever they lie.
     """
+    stores = [store if isinstance(store, Store) else Store(store) for store in stores]
     chosen: dict[tuple[str, str, str], Cell] = {}
     problems: set[str] = set()
-    for store in [store if isinstance(store, Store) else Store(store) for store in stores]:
+    for store in stores:
         for cell in store.cells():
             record = cell.record
             name = (record.protocol, record.defense, record.cell)
@@ -55,7 +65,32 @@ def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:
     cells: dict[str, tuple[Cell, ...]] = {}
     for name in sorted(chosen):
         cells[name[0]] = (*cells.get(name[0], ()), chosen[name])
-    return Gathered(cells, tuple(sorted(problems)))
+    found = [*submissions, *(store.root.parent for store in stores if store.root.name == "records")]
+    folders = [path for path in dict.fromkeys(path.resolve() for path in found) if (path / places.FILE).is_file()]
+    claims, complaints = _claims(folders)
+    breaks, findings = _breaks(folders)
+    return Gathered(cells, tuple(sorted({*problems, *complaints, *findings})), claims, breaks)
+
+
+def _claims(folders: Iterable[Path]) -> tuple[dict[str, tuple[Claim, ...]], list[str]]:
+    """What submissions claim, by name, and the descriptions that cannot be read."""
+    claims, problems = dict[str, tuple[Claim, ...]](), list[str]()
+    for folder in folders:
+        try:
+            claims.setdefault(folder.name, schema.read(folder / places.FILE).claims)
+        except BenchError as problem:
+            problems.append(str(problem).replace(f"{folder.parent}/", ""))
+    return claims, problems
+
+
+def _breaks(folders: Sequence[Path]) -> tuple[tuple[Kept, ...], list[str]]:
+    """The breaks of submissions that keep their rules, and what was found in the others."""
+    sound, problems = list[Kept](), list[str]()
+    for root in dict.fromkeys(folder.parent for folder in folders):
+        kept, findings = rules.kept(root, [folder.name for folder in folders if folder.parent == root])
+        sound += kept
+        problems += [f"{finding}; the break is left out" for finding in findings]
+    return tuple(sound), problems
 
 
 def _malformed(cell: Cell) -> str:

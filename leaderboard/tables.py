@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from bench.record import Card, Cell
 from bench.statistics import Strongest
 from bench.verdicts import Verdict, over_seeds
 from leaderboard.gather import known
+
+if TYPE_CHECKING:
+    from leaderboard.best_known import BestKnown, BreakLine
 
 Array = NDArray[np.float64]
 BASELINE = "identity"  # the defense that does nothing: what every gain is measured against
@@ -76,6 +79,8 @@ class Row:
     verdicts: tuple[Verdict, ...] = ()
     rank: int | None = None
     recorded: tuple[Cell, ...] = ()
+    breaks: tuple[BreakLine, ...] = ()  # images of others against this defense: leaderboard.best_known
+    best_known: Mapping[float, BestKnown] = field(default_factory=dict)  # by Linf radius, where a break has images
 
     @property
     def n(self) -> int:
@@ -269,7 +274,7 @@ def _measured(row: Row, seeds: Sequence[Sequence[Cell]], effort: Protocol) -> Ro
         left_out |= statistics.left_out(cells, effort)
     if row.missing or left_out:
         has_clean = all(any(cell.outcomes.attacked.all() for cell in _clean(cells)) for cells in seeds)
-        clean = _accuracy([statistics.robustness(cells, "linf", ())[0] for cells in seeds]) if has_clean else None
+        clean = mean_accuracy([statistics.robustness(cells, "linf", ())[0] for cells in seeds]) if has_clean else None
         return replace(row, state="incomplete", clean=clean, left_out=left_out)
     radii = effort.linf_radii
     curves = [statistics.robustness(cells, "linf", radii) for cells in seeds]
@@ -281,8 +286,8 @@ def _measured(row: Row, seeds: Sequence[Sequence[Cell]], effort: Protocol) -> Ro
         radius=statistics.robust_radius(together, radii),
         mrr=_mrr(seeds, "linf", radii),
         l2_mrr=_mrr(seeds, "l2", effort.l2_radii) if _has_l2_radius(effort) else None,
-        clean=_accuracy([curve[0] for curve in curves]),
-        robust=tuple(_accuracy([curve[1 + k] for curve in curves]) for k in range(len(radii))),
+        clean=mean_accuracy([curve[0] for curve in curves]),
+        robust=tuple(mean_accuracy([curve[1 + k] for curve in curves]) for k in range(len(radii))),
         tracks={track: _at_headlines(seeds, track, effort) for track in effort.tracks if track in ATTACKED},
         strongest=tuple(statistics.strongest(seeds, eps) for eps in effort.headline_radii),
     )
@@ -317,16 +322,17 @@ def _track_accuracy(seeds: Sequence[Sequence[Cell]], track: str, eps: float) -> 
         else:
             is_left = True
             values.append(statistics.robustness(cells, "linf", (eps,))[1])
-    return replace(_accuracy(values), is_left=is_left)
+    return replace(mean_accuracy(values), is_left=is_left)
 
 
 def _judged(row: Row, rows: Sequence[Row]) -> Row:
     """The row with its verdicts, seed by seed against `identity`; without numbers where it breaks the contract."""
-    if row.effort is None or row.state == "mixed" or not all(_clean(_of(row, seed)) for seed in row.seeds):
+    if row.effort is None or row.state == "mixed" or not all(_clean(counted_cells(row, seed)) for seed in row.seeds):
         return row
     bare = next((other for other in rows if other.defense == BASELINE and comparable(row, other)), None)
     pairs = (
-        (_of(row, seed), _of(bare, seed if seed in bare.seeds else bare.seeds[0]) if bare else []) for seed in row.seeds
+        (counted_cells(row, seed), counted_cells(bare, seed if seed in bare.seeds else bare.seeds[0]) if bare else [])
+        for seed in row.seeds
     )
     row = replace(row, verdicts=over_seeds(pairs, row.effort))
     if row.found("breach"):
@@ -337,7 +343,7 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     return replace(row, state="unverified") if row.found("warning") and row.state in ("complete", "reduced") else row
 
 
-def _of(row: Row, seed: int) -> list[Cell]:
+def counted_cells(row: Row, seed: int) -> list[Cell]:
     """The cells of one seed that count, in the protocol's order."""
     assert row.effort is not None
     return [cell for cell in _of_seed(row.cells, seed, row.effort) if cell.record.cell not in row.extra]
@@ -359,7 +365,8 @@ def _mrr(seeds: Sequence[Sequence[Cell]], norm: str, radii: Sequence[float]) -> 
     return _estimate(shares, statistics.bootstrap)
 
 
-def _accuracy(seeds: Sequence[Array]) -> Estimate:
+def mean_accuracy(seeds: Sequence[Array]) -> Estimate:
+    """The mean of per-image shares over seeds and images, with its interval."""
     return _estimate(seeds, statistics.accuracy_interval)
 
 
@@ -373,7 +380,7 @@ def _estimate(seeds: Sequence[Array], interval: Callable[[Array], tuple[float, f
 def cell_accuracy(cell: Cell) -> Estimate | None:
     """The accuracy of one cell by itself on the images that it attacked; None where it attacked none."""
     outcomes = cell.outcomes
-    return _accuracy([outcomes.correct[outcomes.attacked].astype(np.float64)]) if outcomes.attacked.any() else None
+    return mean_accuracy([outcomes.correct[outcomes.attacked].astype(np.float64)]) if outcomes.attacked.any() else None
 
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:

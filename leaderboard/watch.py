@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.submissions import places
 from leaderboard.build import build
 
 Stamp = frozenset[tuple[Path, int, int]]
@@ -48,10 +49,15 @@ class Watcher:
         threading.Thread(target=run, daemon=True).start()
 
     def _stamp(self) -> Stamp:
-        """Every record and array file with its time and size; a file that goes while we look is one that is gone."""
+        """Every record and array file with its time and size, and those of its submission's description and breaks; a
+        file that goes while we look is one that is gone."""
         found = set()
         for folder in self._folders:
-            for path in [*folder.glob("*/*/*.json"), *folder.glob("*/*/outcomes.npz")]:
+            own = folder.resolve().parent
+            beside = [own / places.FILE, *(own.parent / places.BREAKS / own.name).glob("*/*")]
+            is_submission = folder.name == "records" and beside[0].is_file()
+            records = [*folder.glob("*/*/*.json"), *folder.glob("*/*/outcomes.npz")]
+            for path in records + beside * is_submission:
                 try:
                     state = path.stat()
                 except FileNotFoundError:

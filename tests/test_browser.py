@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import broken
 import fake_records
 import pytest
 
@@ -26,9 +27,16 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with three complete defenses, an incomplete one, a warned one, a long title and a limited board, which
-    also has a costly random defense that fails."""
+    also has a costly random defense that fails. One defense has claims, and a break of an author with a long name."""
     folder = tmp_path_factory.mktemp("site")
     store = Store(folder / "records")
+    own = folder / "submissions" / "identity_vae"
+    fake_records.save(Store(own / "records"), QUICK, ["identity_vae"])
+    described = (Path(__file__).parent.parent / "submissions" / "identity_vae" / "submission.toml").read_text()
+    claim = 'dataset = "digits"\nnorm = "linf"\neps = 0.1\naccuracy = 0.9\nattack = "PGD"\nwhere = "Table 1"\n'
+    (own / "submission.toml").write_text(f"{described}\n[[claims]]\n{claim}")
+    said = broken.description(entry="identity_vae", author="Ada" * 60, note="note " * 150, code="https://example.org/c")
+    broken.save(own.parent, said, list(Store(own / "records").cells()), range(100))
     fake_records.save(store, QUICK, ["identity", "identity_vae"])
     long = fake_records.card("kmeans", title="Averyverylongtitlewithoutanyplacetobreak" * 2, summary="word " * 60)
     fake_records.save(store, QUICK, ["kmeans"], card=long)
@@ -40,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     warned = (Verdict("jitter", "warning", "A small shift costs too much.", {"loss": 0.3}, ()),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdicts, "verdicts", lambda cells, *_: warned if cells[0].record.defense == "masked" else ())
-        return build([store], folder / "out").parent
+        return build([store, own / "records"], folder / "out").parent
 
 
 @pytest.fixture(scope="module")
@@ -334,3 +342,14 @@ def test_a_warning_is_seen_on_the_board_and_told_on_the_page(visit: Any) -> None
     assert not why.is_visible()
     row.get_by_role("link", name="Masked").click()
     assert page.locator(".verdicts .is-warning").inner_text().count("A small shift costs too much.") == 1
+
+
+def test_a_break_is_on_the_board_with_whose_it_is_behind_it(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("button", name="lost to breaks").click()
+    box = page.locator(".why-box:popover-open")
+    assert "AdaAda" in box.inner_text() and box.bounding_box()["width"] <= 450
+    page = visit("defense/digits-v1-quick/identity_vae.html")
+    assert page.get_by_role("heading", name="Breaks").is_visible()
+    assert page.get_by_role("heading", name="Claimed and measured").is_visible()
+    assert page.locator("td.said").first.bounding_box()["width"] <= 450, "a long name wraps"

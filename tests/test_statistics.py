@@ -344,3 +344,48 @@ def test_an_attack_that_breaks_less_than_half_has_an_infinite_median(make_cell):
     clean, held = make_cell({"correct": [1, 1, 1]}), {"correct": [0, 1, 1], "l2": [1, 1, 1]}
     found = make_cell(held, attack="cw_l2", track="gray_box", norm="l2", eps=None)
     assert statistics.distortion(clean, found, [1.0]).median == math.inf
+
+
+# ---------------------------------------------------------------------------------------------- images of others
+
+
+def _tried(correct, linf, selection=None, margin=None):
+    values = [np.array(correct if given is None else given, float) for given in (correct, selection)]
+    margins = np.zeros(len(linf)) if margin is None else np.array(margin, float)
+    return statistics.Tried(*values, margins, np.array(linf, float), 20 * np.array(linf, float))
+
+
+def test_images_of_others_lower_what_is_known_within_their_distance(cells):
+    others = [_tried([1, 0, 0, 1], [0.1, 0.1, 0.2, 0.1]), _tried([0, 1, 1, 1], [0.2, np.inf, np.inf, np.inf])]
+    found, by = statistics.best_known(cells, others, "linf", [0.05, 0.1, 0.2])
+    assert found.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert by.tolist() == [[-1] * 4, [-1] * 4, [-1] * 4, [1, -1, -1, -1]], "image 2 fell at .2 to the cells already"
+    assert (
+        statistics.best_known(cells, others, "l2", [1.0, 3.0])[0] == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0]]
+    ).all()
+
+
+def test_without_images_of_others_the_worst_case_is_what_is_known(cells):
+    for others in ([], [_tried([0] * 4, [np.inf] * 4)]):
+        found, by = statistics.best_known(cells, others, "linf", [0.1, 0.3])
+        assert (found == statistics.robustness(cells, "linf", [0.1, 0.3])).all() and (by == -1).all()
+
+
+def test_no_image_of_others_raises_what_is_known_however_the_draws_fall(make_cell):
+    rng = np.random.default_rng(0)
+    n = 50
+
+    def shares():
+        return rng.integers(0, 11, n) / 10
+
+    clean = make_cell({"correct": np.ones(n), "linf": np.zeros(n), "l2": np.zeros(n), "selection": np.ones(n)})
+    attacked = make_cell(
+        {"correct": shares(), "selection": shares(), "linf": np.full(n, 0.1), "l2": np.ones(n)}, attack="pgd",
+        norm="linf", eps=0.1, track="white_box",
+    )  # fmt: skip
+    worst = statistics.robustness([clean, attacked], "linf", [0.1])
+    several = [_tried(shares(), np.full(n, 0.1), shares(), rng.normal(size=n)) for _ in range(4)]
+    for count in range(1, 5):
+        found, by = statistics.best_known([clean, attacked], several[:count], "linf", [0.1])
+        assert (found <= worst).all() and (found[1] < worst[1]).any()
+        assert (found[1][by[1] == -1] == worst[1][by[1] == -1]).all()

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from submitted import NAME, PROTOCOL, TINY
 
 from bench import protocol
+from bench.breaks import schema as breaks
 from bench.errors import BenchError
 from bench.isolation import Isolated
 from bench.places import home
@@ -106,6 +107,35 @@ def test_cells_measured_again_confirm_the_records(measured, command):
     images = str(root.parent / "home")
     status, out, _ = command(*words, "--images", images)
     assert (status, out.count(": confirmed")) == (0, 3)
+
+
+def test_images_of_others_are_shown_to_the_child(measured, tmp_path, command, digits, monkeypatch):
+    root = tmp_path / "submissions"
+    shutil.copytree(measured[0], root)
+    clean, _ = digits.examples(24, 0)
+    moved = np.clip(clean.images.numpy() + np.float32(0.3) * np.sign(0.5 - clean.images.numpy()), 0, 1)
+    np.savez_compressed(tmp_path / "found.npz", images=moved, indices=np.arange(24))
+    status, out, err = command(
+        "break", "add", str(tmp_path / "found.npz"), "--against", NAME, "--dataset", "digits", "--norm", "linf",
+        "--eps", "0.3", "--author", "Eve", "--root", str(root),
+    )  # fmt: skip
+    assert status == 0 and f"{PROTOCOL}: 24 of the images" in out, err
+    assert "soft_focus" not in sys.modules, "the parent never imports the plugin"
+    found = breaks.read_result(root / "breaks" / NAME / "eve_linf_0_3" / breaks.RESULT)
+    monkeypatch.syspath_prepend(root / NAME / "plugin")
+    try:
+        from soft_focus import SoftFocus
+
+        from bench import classifiers
+        from bench.progress import Progress
+
+        net, _ = classifiers.trained("A", digits, Progress())
+        with torch.no_grad():
+            logits = SoftFocus(net).eval().logits(torch.from_numpy(moved), torch.Generator())
+    finally:
+        sys.modules.pop("soft_focus", None)
+    assert list(found.scores[0].predicted) == logits.argmax(dim=1).tolist()
+    assert command("break", "verify", "--root", str(root))[:2] == (0, f"{NAME}/eve_linf_0_3: confirmed\n")
 
 
 def _forged(root: Path, tmp_path: Path, **changes) -> Path:

@@ -200,3 +200,47 @@ def test_the_script_of_a_submission_stops_at_its_findings_and_keeps_them(tmp_pat
     assert "refused, 1 findings" in done.stdout and "S307" in done.stderr
     assert "S307" in (tmp_path / "artifacts" / "findings.txt").read_text()
     assert not (tmp_path / "artifacts" / "records").exists()
+
+
+def test_a_break_is_no_submission_and_is_named_by_its_own_script(repository, tmp_path):
+    folder = "submissions/breaks"
+    done = repository(
+        f"{folder}/one/ada_pgd/break.toml", f"{folder}/one/ada_pgd/images.npz", "submissions/two/x",
+        f"{folder}/two/eve/break.toml", f"{folder}/README.md",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "two\n")
+    assert _changed_breaks(tmp_path).stdout == "one/ada_pgd\ntwo/eve\n"
+    repository(remove=["submissions/breaks/one"])
+    done = _changed_breaks(tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["one/$(touch hacked)", "A B/ada", "one/-rf", "one/new\nline", "one/a;id"])
+def test_a_break_that_is_no_slug_stops_the_job(name, repository, tmp_path):
+    repository(f"submissions/breaks/{name}/break.toml")
+    done = _changed_breaks(tmp_path)
+    assert done.returncode != 0 and name not in done.stdout and "both are slugs" in done.stderr
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def _changed_breaks(tmp_path):
+    words = ["bash", str(CHECKOUT / ".ci" / "changed-breaks"), "HEAD~1", "HEAD"]
+    return subprocess.run(words, cwd=tmp_path / "repository", capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("verified", "status", "warned"), [(0, 0, False), (1, 1, False), (3, 0, True), (2, 2, False)])
+def test_the_script_of_a_break_fails_where_it_is_refuted_and_warns_where_nobody_can_tell(
+    verified, status, warned, tmp_path
+):
+    program = tmp_path / "purifybench"
+    program.write_text(f'#!/bin/sh\necho "$@" >> said\n[ "$1 $2" = "break verify" ] && exit {verified}\nexit 0\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(CHECKOUT / ".ci" / "break"), "one/ada_pgd", "subs", "--device", "cpu"], cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "::warning::one/ada_pgd is not confirmed" in done.stdout) == (status, warned)
+    assert (tmp_path / "said").read_text().splitlines() == [
+        "submission check one --root subs", "break check one/ada_pgd --root subs",
+        "break verify one/ada_pgd --root subs --device cpu",
+    ]  # fmt: skip

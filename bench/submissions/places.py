@@ -11,13 +11,15 @@ from bench.errors import BenchError, unknown
 ROOT = Path("submissions")
 FILE = "submission.toml"
 PLUGIN = "plugin"
+BREAKS = "breaks"  # the folder beside the submissions that holds what others broke of them: bench.breaks
 GENERATED = ("__pycache__", ".egg-info", ".pyc", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".git", ".lock")
 IGNORED = tuple(f"*{ending}" for ending in GENERATED)
 
 
 def names(root: Path = ROOT) -> list[str]:
     """The folders of submissions under `root`, in order: those with a submission.toml or records."""
-    return sorted(path.name for path in root.glob("*") if (path / FILE).exists() or (path / "records").is_dir())
+    found = (path for path in root.glob("*") if path.name != BREAKS)
+    return sorted(path.name for path in found if (path / FILE).exists() or (path / "records").is_dir())
 
 
 def folder(name: str, root: Path = ROOT) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import campaign, checks, protocol
+from bench import campaign, checks, claims, protocol
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
@@ -137,7 +137,8 @@ def run(
         from leaderboard.build import build
 
         others = [root / other / "records" for other in places.names(root) if other != name]
-        notes.append(str(build([records, *(other for other in others if other.is_dir())], site).resolve()))
+        found = [records, *(other for other in others if other.is_dir())]
+        notes.append(str(build(found, site, submissions=[folder]).resolve()))
     return cells
 
 
@@ -177,18 +178,17 @@ def _verified(
 
 def claims_beside(submission: Submission, cells: list[Cell]) -> list[str]:
     """What the authors claim, each beside the worst case that was measured at the same radius, where there is one."""
-    from bench import statistics
-
     lines = []
-    for claim in submission.claims:
-        mine = [cell for cell in cells if cell.record.dataset == claim.dataset]
-        near = [cell for cell in mine if cell.record.norm == claim.norm and cell.record.eps == claim.eps]
-        measured = "not measured at this radius"
-        if near and any(cell.record.track == "clean" for cell in mine):
-            accuracy = float(statistics.robustness(mine, claim.norm, (claim.eps,))[-1].mean())
-            measured = f"worst case measured here {accuracy:.1%}"
-        lines.append(
-            f"claimed: {claim.accuracy:.1%} under {claim.attack}, {claim.norm} {claim.eps:g}, {claim.dataset} "
-            f"({claim.where}); {measured}"
-        )
+    nets = sorted({cell.record.classifier for cell in cells})
+    for net in nets:
+        mine = [cell for cell in cells if cell.record.classifier == net]
+        seeds = sorted({cell.record.seed for cell in mine})
+        for one in claims.beside(submission.claims, [[c for c in mine if c.record.seed == seed] for seed in seeds]):
+            claim, measured = one.claim, "not measured at this radius"
+            if one.measured is not None:
+                measured = f"worst case measured here {float(one.measured.mean()):.1%}"
+            lines.append(
+                f"claimed: {claim.accuracy:.1%} under {claim.attack}, {claim.norm} {claim.eps:g}, {claim.dataset} "
+                f"({claim.where}); {measured}" + (f" with classifier {net}" if len(nets) > 1 else "")
+            )
     return lines

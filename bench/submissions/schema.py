@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -31,6 +31,7 @@ Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 Link = Annotated[str, StringConstraints(max_length=500, pattern=URL)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Facts(BaseModel):
@@ -154,47 +155,61 @@ def json_schema() -> str:
 
 def read(path: Path) -> Submission:
     """The submission that a file describes. Raises SubmissionError, one line a field."""
+    return validate(load(path, "`purifybench submission add`"), path)
+
+
+def load(path: Path, mend: str) -> dict[str, Any]:
+    """The table in a small TOML file; `mend` says how a missing one is made. Raises SubmissionError."""
     try:
         if path.is_symlink():
             raise SubmissionError(path, ["is a symbolic link, expected a file; commit the file itself"])
-        content = path.read_bytes()[: LARGEST + 1]
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except OSError as problem:
-        raise SubmissionError(path, [f"cannot be read ({problem.strerror}); `purifybench submission add`"]) from problem
-    return parse(content, path)
+        raise SubmissionError(path, [f"cannot be read ({problem.strerror}); {mend}"]) from problem
+    return _table_in(content, path)
+
+
+def _table_in(content: bytes, path: Path | str) -> dict[str, Any]:
+    if len(content) > LARGEST:
+        raise SubmissionError(path, [f"has more than {LARGEST} bytes; shorten it"])
+    try:
+        return tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, ValueError) as problem:
+        raise SubmissionError(path, [f"is not TOML ({problem}); mend that line"]) from problem
 
 
 def parse(content: bytes, path: Path | str = FILE) -> Submission:
     """The submission that bytes describe; `path` is named in errors. Raises SubmissionError, one line a field."""
-    if len(content) > LARGEST:
-        raise SubmissionError(path, [f"has more than {LARGEST} bytes; shorten it"])
-    try:
-        given = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, ValueError) as problem:
-        raise SubmissionError(path, [f"is not TOML ({problem}); mend that line"]) from problem
-    return validate(given, path)
+    return validate(_table_in(content, path), path)
 
 
 def validate(given: Mapping[str, Any], path: Path | str = FILE) -> Submission:
     """The submission that values describe; `path` is named in errors. Raises SubmissionError, one line a field."""
+    return checked(Submission, given, path)
+
+
+def checked(model: type[Model], given: Mapping[str, Any], path: Path | str) -> Model:
+    """The `model` that values describe; `path` is named in errors. Raises SubmissionError, one line a field."""
     try:
-        return Submission.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as problem:
-        lines = dict.fromkeys(_line(error) for error in problem.errors(include_url=False))
+        lines = dict.fromkeys(_line(error, model) for error in problem.errors(include_url=False))
         raise SubmissionError(path, list(lines)) from problem
 
 
-def _line(error: Any) -> str:
+def _line(error: Any, top: type[BaseModel]) -> str:
     """One error of pydantic as field, what came, what was expected, what to write."""
     place = [
         part for part in error["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal[")))
     ]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if error["type"] == "extra_forbidden":
-        near = f"; the fields here are {', '.join(_model(place[:-1]).model_fields)}" if place else ""
+        near = f"; the fields here are {', '.join(_model(place[:-1], top).model_fields)}" if place else ""
         return f"{name}: no such field{near}; remove or rename it"
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}"
-    field = _field(place)
+    field = _field(place, top)
     expected = field.description if field is not None and field.description else error["msg"]
     example = field.examples[0] if field is not None and field.examples else None
     last = next((part for part in reversed(place) if isinstance(part, str)), name)
@@ -209,16 +224,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _model(place: list[Any]) -> type[BaseModel]:
+def _model(place: list[Any], top: type[BaseModel]) -> type[BaseModel]:
     models: dict[str, type[BaseModel]] = {"facts": Facts, "install": Install, "weights": Weights, "claims": Claim}
-    return models.get(str(place[0]), Submission) if place else Submission
+    return models.get(str(place[0]), top) if place else top
 
 
-def _field(place: list[Any]) -> Any:
+def _field(place: list[Any], top: type[BaseModel]) -> Any:
     words = [part for part in place if isinstance(part, str)]
     if not words:
         return None
-    model = _model(place) if len(words) > 1 else Submission
+    model = _model(place, top) if len(words) > 1 else top
     return model.model_fields.get(words[-1])
 
 

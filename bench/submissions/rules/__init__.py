@@ -1,7 +1,8 @@
 """The numbered checks of a submission: the same for the command line, for CI and for the site.
 
-1xx files, 2xx submission.toml, 3xx code, 4xx records. A rule is a function that yields what it objects to; nothing of
-the submission is imported or unpickled here. What a defense does when it runs is for bench.checks.
+1xx files, 2xx submission.toml, 3xx code, 4xx records; 5xx are those of breaks, in bench.breaks. A rule is a function
+that yields what it objects to; nothing of the submission is imported or unpickled here. What a defense does when it
+runs is for bench.checks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bench.submissions.rules.base import Case, Finding, Rule
 
 __all__ = ["ALL", "Case", "Finding", "Rule", "examine"]
 
-ALL: tuple[Rule, ...] = tuple(
+ALL: tuple[Rule[Case], ...] = tuple(
     sorted(
         (
             value
@@ -29,7 +30,7 @@ ALL: tuple[Rule, ...] = tuple(
 
 
 def examine(
-    names: Iterable[str], root: Path = places.ROOT, rules: Sequence[Rule] | None = None
+    names: Iterable[str], root: Path = places.ROOT, rules: Sequence[Rule[Case]] | None = None
 ) -> dict[str, list[Finding]]:
     """All that the rules (ALL unless told) object to in the submissions `names` under `root`, by name."""
     cases: dict[str, Case] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from bench.record import Cell, Store
 from bench.submissions import places, schema
@@ -33,6 +33,23 @@ class Finding:
 
 
 Objection = tuple[Path | str, str, str, str]  # file, found, expected, fix
+
+
+class Looked(Protocol):
+    """Whatever rules look at: a folder among the submissions in `root`."""
+
+    @property
+    def folder(self) -> Path:
+        """What is looked at."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """The folder of all submissions."""
+        ...
+
+
+What = TypeVar("What", bound=Looked)
 
 
 @dataclass(frozen=True)
@@ -135,14 +152,14 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Generic[What]):
     """A numbered rule: `meaning` is one line for people, `look` yields what it objects to."""
 
     number: int
     meaning: str
-    look: Callable[[Case], Iterator[Objection]]
+    look: Callable[[What], Iterator[Objection]]
 
-    def findings(self, case: Case) -> Iterator[Finding]:
+    def findings(self, case: What) -> Iterator[Finding]:
         """What the rule objects to in a case; files are named from the folder of submissions."""
         try:
             objections = list(self.look(case))
@@ -151,8 +168,9 @@ class Rule:
             objections = [(case.folder, found, "files that the rules can read", "compare with other submissions")]
         for file, found, expected, fix in objections:
             path = Path(file)
-            shown = path.relative_to(case.root) if path.is_relative_to(case.root) else path
-            printable = "".join(c if c.isprintable() else "?" for c in f"{case.root.name}/{shown}")
+            inside = path.is_relative_to(case.root)
+            shown = f"{case.root.name}/{path.relative_to(case.root)}" if inside else f"{path}"
+            printable = "".join(c if c.isprintable() else "?" for c in shown)
             yield Finding(self.number, printable, found, expected, fix)
 
 
@@ -166,10 +184,10 @@ def is_bearable(path: Path) -> bool:
     return sum(member.file_size for member in members) <= LARGEST_ARRAYS and len(members) <= MOST_ARRAYS
 
 
-def rule(number: int) -> Callable[[Callable[[Case], Iterator[Objection]]], Rule]:
+def rule(number: int) -> Callable[[Callable[[What], Iterator[Objection]]], Rule[What]]:
     """Makes a rule of a function, whose docstring's first line is the meaning."""
 
-    def made(look: Callable[[Case], Iterator[Objection]]) -> Rule:
+    def made(look: Callable[[What], Iterator[Objection]]) -> Rule[What]:
         return Rule(number, (look.__doc__ or "").strip().splitlines()[0], look)
 
     return made
