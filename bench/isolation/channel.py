@@ -113,7 +113,7 @@ class Channel:
         child.close()
         self._socket = parent
         self.generation += 1
-        threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._process, self._output), daemon=True).start()
 
     @property
     def _output(self) -> Path:
@@ -121,13 +121,13 @@ class Channel:
         assert self._folder is not None
         return self._folder.with_name(f"{self._folder.name}.log")
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """End the child when it uses too much, for as long as it lives."""
+    def _watch(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        """End the child when it uses too much, for as long as it lives; it prints to `output`."""
         most = self.limits
         while process.poll() is None:
             used = box.usage(process.pid)
             with contextlib.suppress(OSError):
-                if self._output.stat().st_size > most.file_mb * 2**20:
+                if output.stat().st_size > most.file_mb * 2**20:
                     self._why = f"printed more than {most.file_mb} MB"
             if used.threads > most.threads:
                 self._why = f"ran more than {most.threads} threads and processes"
