@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,9 @@ class Record(BaseModel):
         {}, description="the mean loss of each epoch by training; in the cell of clean images"
     )
     outcomes_sha256: str
+    images_sha256: str = Field(
+        "", description="sha256 of the images that were scored: ImagesHash; empty in records of older harnesses"
+    )
     run: Run
 
     @field_validator("source")
@@ -152,6 +155,24 @@ def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
         state.update(f"{name}{array.dtype.str}{array.shape}".encode())
         state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
+
+
+class ImagesHash:
+    """The sha256 over the images that a cell attacked, in their order, whatever the chunks in which they are added: of
+    each, its row among the protocol's images (int64) and its pixels as they were scored (float32), little-endian."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+
+    def add(self, rows: Sequence[int], images: NDArray[np.float32]) -> None:
+        """Add `images` (N, C, H, W), which stand at `rows` (N,)."""
+        for row, image in zip(rows, images, strict=True):
+            self._state.update(int(row).to_bytes(8, "little"))
+            self._state.update(np.ascontiguousarray(image, "<f4").tobytes())
+
+    def sha256(self) -> str:
+        """The hash of all that was added."""
+        return self._state.hexdigest()
 
 
 @dataclass(frozen=True)

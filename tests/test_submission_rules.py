@@ -235,7 +235,17 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "418": _again(CLEAN, linf=lambda outcomes: outcomes.linf + np.float32(0.01)),
     "419": _twin,
     "420": _again(classifier_weights="other"),
+    "421": _again(images_sha256="0" * 63 + "x"),
+    "421 clean": lambda root: _other_images(root),
 }
+
+
+def _other_images(root: Path) -> None:
+    for seed in (1, 2):  # what most cells of clean images say
+        fake_records.save(
+            Store(root / f"other_{seed}" / "records"), TINY, [f"other_{seed}"], seed=0, images_sha256="a" * 64
+        )
+    _again(CLEAN, images_sha256="b" * 64)(root)
 
 
 def _fewer(root: Path) -> None:

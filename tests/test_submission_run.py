@@ -18,10 +18,11 @@ from safetensors.torch import save
 from submitted import NAME, PROTOCOL, TINY
 
 from bench import protocol
+from bench.cache import ChunkCache
 from bench.errors import BenchError
 from bench.isolation import Isolated
 from bench.places import home
-from bench.record import Store
+from bench.record import Cell, ImagesHash, Store
 from bench.submissions import environment, places, rules, run, schema, verify, weights
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,34 @@ def _forged(root: Path, tmp_path: Path, **changes) -> Path:
 FORGED = "A.gray_box.fgsm.linf-0.1.seed0"
 
 
+def _kept(cache: ChunkCache, cell: Cell) -> tuple[str, dict[str, np.ndarray]]:
+    """The key and the arrays of the one chunk of images that a cell has among those that its run kept."""
+    rows = np.flatnonzero(cell.outcomes.attacked).tolist()
+    for path in cache.folder.glob("??/*.npz"):
+        arrays, state = cache.read(path.stem), ImagesHash()
+        if len(arrays["images"]) == len(rows):
+            state.add(rows, arrays["images"])
+        if state.sha256() == cell.record.images_sha256:
+            return path.stem, arrays
+    raise AssertionError("the run kept no such images")
+
+
+def test_images_are_hashed_as_the_run_kept_them_and_a_changed_one_is_found(measured, tmp_path, command):
+    root, _, _ = measured
+    cells = {cell.record.cell: cell for cell in Store(root / NAME / "records").cells()}
+    shutil.copytree(root.parent / "home" / "chunks", tmp_path / "chunks")
+    cache = ChunkCache(tmp_path / "chunks")
+    assert len({_kept(cache, cell)[0] for cell in cells.values()}) == 4
+    key, arrays = _kept(cache, cells[FORGED])
+    milder = arrays["images"].copy()
+    milder[0] = (milder[0] + _kept(cache, cells["A.clean.none.seed0"])[1]["images"][0]) / 2  # inside the ball
+    cache.write(key, {**arrays, "images": milder})  # checksum and all
+    words = ("submission", "verify", NAME, "--root", str(root), "--images", str(tmp_path), "--cell", FORGED)
+    status, out, _ = command(*words, "--cell", "A.clean.none.seed0")
+    assert status == 1 and "A.clean.none.seed0: confirmed" in out
+    assert f"{FORGED}: the images that were given are not those that the record was scored on" in out
+
+
 def test_an_embellished_record_is_found(measured, tmp_path, command):
     root, _, _ = measured
     right = {"correct": lambda o: np.ones_like(o.correct), "predicted": lambda o: o.label.copy()}
@@ -160,6 +189,20 @@ def test_small_differences_between_machines_are_borne_and_large_ones_are_not(mea
     turned = type(cell.outcomes)(**(cell.outcomes.arrays() | {"correct": 1 - cell.outcomes.correct}))
     worse = type(cell)(cell.record.model_copy(update={"run": far, "outcomes_sha256": turned.sha256()}), turned)
     assert "24 of 24 images come out otherwise" in verify.Comparison(cell, worse).problem
+
+
+def test_other_images_are_borne_only_from_another_machine_that_made_them_itself(measured):
+    root, _, _ = measured
+    (cell,) = (c for c in Store(root / NAME / "records").cells() if c.record.cell == FORGED)
+
+    def again(images_sha256, device=cell.record.run.device):
+        run = cell.record.run.model_copy(update={"device": device})
+        return type(cell)(cell.record.model_copy(update={"images_sha256": images_sha256, "run": run}), cell.outcomes)
+
+    assert "images_sha256 differ, on the same machine" in verify.Comparison(cell, again("0" * 64)).problem
+    assert verify.Comparison(cell, again("0" * 64, "another")).problem == ""
+    assert "are not those" in verify.Comparison(cell, again("0" * 64, "another"), found=True).problem
+    assert verify.Comparison(again(""), cell).problem == "", "a record of a harness that did not hash images"
 
 
 def test_nothing_is_verified_without_records(measured, tmp_path, command):

@@ -35,15 +35,25 @@ class Comparison:
 
     record: Cell
     again: Cell
+    found: bool = False  # whether all of its images were among those of an earlier run, so that none was made again
 
     @property
     def problem(self) -> str:
         """Why the record is not confirmed; "" where it is."""
         old, new = self.record.record.lasting(), self.again.record.lasting()
+        if not old["images_sha256"]:  # of a harness that did not hash images
+            del old["images_sha256"], new["images_sha256"]
         if old == new:
             return ""
+        if self.found and old.get("images_sha256") != new.get("images_sha256"):
+            return (
+                "the images that were given are not those that the record was scored on: they have images_sha256 "
+                f"{new['images_sha256'][:12]}, the record says {old['images_sha256'][:12]}"
+            )
         fields = [name for name in new if old.get(name) != new[name]]
-        known = ("outcomes_sha256", "loss_curve", "blocked", "classifier_weights", "weights", "key")
+        known = (
+            "outcomes_sha256", "images_sha256", "loss_curve", "blocked", "classifier_weights", "weights", "key",
+        )  # fmt: skip
         odd = [name for name in fields if name not in known]
         before, after = (cell.outcomes.correct for cell in (self.record, self.again))
         differ = int((~np.isclose(before, after, equal_nan=True)).sum())
@@ -57,19 +67,29 @@ class Comparison:
 
 
 class _Guarded(Store):
-    """A copy of the records in which only the chosen cells may be written."""
+    """A copy of the records in which only the chosen cells may be written; `found` are those of them whose images were
+    all in the folder `chunks` before."""
 
-    def __init__(self, root: Path, chosen: Sequence[str]) -> None:
+    def __init__(self, root: Path, chosen: Sequence[str], chunks: Path) -> None:
         super().__init__(root)
-        self.chosen = set(chosen)
+        self.chosen, self.found = set(chosen), set[str]()
+        self.chunks, self._before = chunks, _files(chunks)
 
     def save(self, cell: Cell) -> Path:
+        now = _files(self.chunks)
+        if now == self._before:
+            self.found.add(cell.record.cell)
+        self._before = now
         if cell.record.cell not in self.chosen:
             raise BenchError(
                 f"the record {cell.record.cell} of {cell.record.defense} is not of this code, these weights and this "
                 "protocol: it has another key, or is missing; run the protocol again"
             )
         return super().save(cell)
+
+
+def _files(folder: Path) -> set[Path]:
+    return set(folder.glob("??/*.npz"))
 
 
 def choose(records: Path, defense: str, protocol_id: str, count: int, seed: int | None = None) -> list[str]:
@@ -114,13 +134,13 @@ def again(
             seeds=1 + max(cell.record.seed for cell in old.values()),
         )  # fmt: skip
         with _another_home(Path(scratch) / "home", images):
-            store = _Guarded(Path(scratch) / "records", chosen)
+            store = _Guarded(Path(scratch) / "records", chosen, home() / "chunks")
             try:
                 cells = campaign.run(asked, store, data_root=data_root, progress=progress)
             except AssertionError as problem:  # stored images beyond their radius
                 raise BenchError(f"the images do not fit their cell: {problem}") from problem
         new = {cell.record.cell: cell for cell in cells}
-    return [Comparison(old[cell], new[cell]) for cell in chosen]
+    return [Comparison(old[cell], new[cell], cell in store.found) for cell in chosen]
 
 
 @contextmanager
@@ -147,7 +167,7 @@ def _copy_images(source: Path, target: Path) -> None:
     """The chunks of attacked images in `source`; chunks of scores are left behind."""
     source = source / "chunks" if (source / "chunks").is_dir() else source
     cache, found = ChunkCache(source), 0
-    for path in sorted(source.glob("??/*.npz")):
+    for path in sorted(_files(source)):
         arrays = cache.read(path.stem)
         if arrays is not None and "images" in arrays:
             into = target / path.parent.name / path.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from bench.statistics import TOLERANCE
 from bench.submissions.rules.base import Case, Objection, rule
 
 AGAIN = "run the cell again"
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _view(cell: Cell) -> Protocol | None:
@@ -276,3 +278,28 @@ def nets_are_shared(case: Case) -> Iterator[Objection]:
         for cell in cells:
             if cell.record.classifier_weights != usual:
                 yield case.path_of(cell), f"classifier_weights {cell.record.classifier_weights[:12]}", usual[:12], AGAIN
+
+
+@rule(421)
+def images_are_hashed(case: Case) -> Iterator[Objection]:
+    """images_sha256 is a sha256, and that of clean images is the one of most submissions."""
+    clean: dict[tuple[str, bytes], Counter[str]] = defaultdict(Counter)
+    for one in (case, *case.others.values()) if case.cells else ():
+        for cell in one.cells:
+            if cell.record.attack == "none" and SHA256.fullmatch(cell.record.images_sha256):
+                clean[_images(cell)][cell.record.images_sha256] += 1
+    for cell in case.cells:
+        mine = cell.record.images_sha256
+        if not mine:
+            continue  # of a harness that did not hash images
+        usual = clean[_images(cell)].most_common(1)
+        if not SHA256.fullmatch(mine):
+            yield case.path_of(cell), f"images_sha256 {mine[:20]!r}", "64 hex digits", AGAIN
+        elif cell.record.attack == "none" and usual[0][1] > clean[_images(cell)][mine]:
+            found = f"images_sha256 {mine[:12]} of clean images"
+            yield case.path_of(cell), found, f"{usual[0][0][:12]} as elsewhere", AGAIN
+
+
+def _images(cell: Cell) -> tuple[str, bytes]:
+    """Which images of which protocol a cell attacked."""
+    return cell.record.protocol, cell.outcomes.attacked.tobytes()
