@@ -25,6 +25,7 @@ from bench import (
     draws,
     plugins,
     protocol,
+    seal,
     seeds,
     substitutes,
     surrogate,
@@ -324,6 +325,9 @@ def run(
     examples = Examples(dataset.name, dataset.split, clean, indices)
     cache = ChunkCache(home() / "chunks")
     store.prepare()
+    for name, _ in plan.defenses:
+        for problem in seal.problems(store.folder(plan.protocol.id, name)):
+            progress.say(f"the records of {name} are not those that were sealed: {problem}")
     cells: list[Cell] = []
     for classifier in plan.classifiers:
         net, net_weights = classifiers.trained(classifier, dataset, progress)
@@ -372,6 +376,8 @@ def run(
                         failures.add(failure)
                         progress.say(f"{desk.subject.name} failed under {spec.slug}: {cell.record.error}")
         cells += [cell for desk in desks for cell in desk.cells]
+    for name, _ in plan.defenses:
+        seal.write(store, plan.protocol.id, name)
     for problem in dict.fromkeys(store.problems):
         progress.say(f"not trusted: {problem}")
     return cells

@@ -25,6 +25,7 @@ from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec, Budget, Route, Track
 
+SEAL = "seal.json"  # beside the records of a finished run: bench.seal
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 
@@ -237,8 +238,9 @@ def _checksum(payload: Mapping[str, Any]) -> str:
 class Store:
     """Cells under one folder: `<root>/<protocol>/<defense>/<cell>.json` and `outcomes.npz` beside them.
 
-    Every write is atomic; the arrays go first, so that a record without its arrays cannot exist. A file that is
-    torn, edited or at the wrong place is listed in `problems` and otherwise treated as absent.
+    Every write is atomic; the arrays go first, so that a record without its arrays cannot exist. The folder's
+    seal is taken off before both, since it is that of other records. A file that is torn, edited or at the wrong place
+    is listed in `problems` and otherwise treated as absent.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -267,6 +269,7 @@ class Store:
         with one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with one_line(folder), FileLock(folder / ".lock"):
+            (folder / SEAL).unlink(missing_ok=True)
             arrays = dict(_read_arrays(folder / "outcomes.npz", self.problems))
             arrays |= {f"{record.cell}/{name}": array for name, array in cell.outcomes.arrays().items()}
             ordered = {name: arrays[name] for name in sorted(arrays)}
@@ -278,7 +281,7 @@ class Store:
     def cells(self, protocol: str | None = None, defense: str | None = None) -> Iterator[Cell]:
         """All sound cells in a stable order, optionally of one protocol or defense."""
         for folder in sorted(self.root.glob(f"{protocol or '*'}/{defense or '*'}/")):
-            paths = sorted(folder.glob("*.json"))  # before their arrays: another process may be saving
+            paths = sorted(set(folder.glob("*.json")) - {folder / SEAL})  # before their arrays: another may be saving
             arrays = _read_arrays(folder / "outcomes.npz", self.problems)
             for path in paths:
                 cell = self._read(path, arrays)

@@ -16,8 +16,8 @@ import pytest
 import submitted
 from submitted import CARD, NAME, PROTOCOL, TINY
 
-from bench import protocol
-from bench.record import Store
+from bench import protocol, seal
+from bench.record import SEAL, Store, _checksum
 from bench.submissions import places, rules
 from bench.submissions.rules import base
 
@@ -128,8 +128,6 @@ def _twin(root: Path) -> None:
         payload = json.loads(path.read_text())
         payload.pop("checksum")
         payload["defense"] = "twin"
-        from bench.record import _checksum
-
         payload["checksum"] = _checksum(payload)
         path.write_text(json.dumps(payload))
 
@@ -237,7 +235,35 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "420": _again(classifier_weights="other"),
     "421": _again(images_sha256="0" * 63 + "x"),
     "421 clean": lambda root: _other_images(root),
+    "422 removed": lambda root: _seal(root, lambda: (_records(root) / f"A.{CLEAN}.seed0.json").unlink()),
+    "422 replaced": lambda root: _replaced_after_the_run(root),
+    "422 edited": lambda root: _edited_after_the_run(root),
+    "422 added": lambda root: _seal(root, lambda: (_records(root) / "x.json").write_text("{}")),
+    "422 torn": lambda root: (_records(root) / SEAL).write_text("["),
+    "422 absent": _again(images_sha256="0" * 64),
 }
+
+
+def _seal(root: Path, then: Callable[[], object] = lambda: None) -> None:
+    seal.write(Store(root / NAME / "records"), PROTOCOL, NAME)
+    assert found(root) == []
+    then()
+
+
+def _edited_after_the_run(root: Path) -> None:
+    _seal(root)
+    path = next(_records(root).glob("A.gray_box.fgsm.*.json"))
+    payload = json.loads(path.read_text()) | {"blocked": 0.5}
+    payload.pop("checksum")
+    path.write_text(json.dumps(payload | {"checksum": _checksum(payload)}))
+
+
+def _replaced_after_the_run(root: Path) -> None:
+    """One record and its arrays are those of a kinder run, and nothing else is changed."""
+    _seal(root)
+    sealed = (_records(root) / SEAL).read_bytes()
+    _again(correct=lambda o: np.ones_like(o.correct))(root)
+    (_records(root) / SEAL).write_bytes(sealed)
 
 
 def _other_images(root: Path) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench import catalog, protocol
+from bench import catalog, protocol, seal
 from bench.catalog import ATTACKS
 from bench.errors import BenchError
 from bench.protocol import Protocol
-from bench.record import Cell
+from bench.record import SEAL, Cell
 from bench.statistics import TOLERANCE
 from bench.submissions.rules.base import Case, Objection, rule
 
@@ -298,6 +298,18 @@ def images_are_hashed(case: Case) -> Iterator[Objection]:
         elif cell.record.attack == "none" and usual[0][1] > clean[_images(cell)][mine]:
             found = f"images_sha256 {mine[:12]} of clean images"
             yield case.path_of(cell), found, f"{usual[0][0][:12]} as elsewhere", AGAIN
+
+
+@rule(422)
+def records_are_as_sealed(case: Case) -> Iterator[Objection]:
+    """The records are those that the run sealed: none was added, removed or replaced since."""
+    hashed = {cell.record.protocol for cell in case.cells if cell.record.images_sha256}  # by a harness that seals
+    for folder in sorted((case.folder / "records").glob("*/*/")):
+        path, fix = folder / SEAL, f"purifybench run {case.name} --protocol {folder.parent.name}"
+        if not path.exists() and folder.parent.name in hashed:
+            yield path, "no seal", "the seal of a finished run", fix
+        for problem in seal.problems(folder):
+            yield path, problem, "the records that were sealed", fix
 
 
 def _images(cell: Cell) -> tuple[str, bytes]:
