@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -363,8 +363,9 @@ def run(
                     work = desk.work(spec, sources)
                     cell = desk.stored(work)
                     if cell is None:
-                        work = desk.prepare(work, sources, dataset, progress)
-                        cell = evaluate_cell(work, desk.examples, cache, progress)
+                        with _one_cell(desk.subject.defense):
+                            work = desk.prepare(work, sources, dataset, progress)
+                            cell = evaluate_cell(work, desk.examples, cache, progress)
                         store.save(cell)
                     elif cell.record.protocol_hash != plan.protocol.hash:
                         cell = desk.own(cell)
@@ -381,6 +382,11 @@ def run(
     for problem in dict.fromkeys(store.problems):
         progress.say(f"not trusted: {problem}")
     return cells
+
+
+def _one_cell(defense: Defense) -> AbstractContextManager[None]:
+    """Around all that one cell asks of a defense: in a process of its own it has so much time for it."""
+    return defense.channel.one_cell() if isinstance(defense, Isolated) else nullcontext()
 
 
 def _others(chosen: Protocol) -> str:

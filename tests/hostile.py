@@ -43,6 +43,24 @@ class ExitsUnderAttack(Hostile):
         super().__init__(classifier, act=act)
 
 
+class HangsUnderAttack(Hostile):
+    """Gives no gradient, and takes for ever over it."""
+
+    def __init__(self, classifier: nn.Module, *, act: str = "hang under attack") -> None:
+        super().__init__(classifier, act=act)
+
+
+def _hang_under_attack(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    if images.requires_grad:
+        time.sleep(3600)
+    return images
+
+
+def _slow(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    time.sleep(float(self.detail))
+    return images * self.weight
+
+
 def _flood(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
     kept = []
     while True:
@@ -104,6 +122,8 @@ ACTS = {
     "os._exit": lambda self, images, generator: os._exit(3),
     "segfault": lambda self, images, generator: ctypes.string_at(0),
     "hang": lambda self, images, generator: time.sleep(3600),
+    "hang under attack": _hang_under_attack,
+    "slow": _slow,
     "memory": _flood,
     "fork": _fork,
     "print": _print,

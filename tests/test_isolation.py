@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -173,6 +174,27 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_started(hostile_class, cla
     assert torch.equal(purify(calm), images() * 0.5), "the new child has the weights of the old one"
 
 
+def test_many_answers_that_each_come_in_time_end_with_the_time_of_their_cell(hostile_class, classifier, monkeypatch):
+    calm, slow = hostile_class(classifier), hostile_class(classifier, act="slow", detail="0.3")
+    monkeypatch.setattr(hostile_class.channel, "limits", Limits(cell_seconds=2, failures=100))
+    purify(slow)
+    generation, failures, answers = hostile_class.channel.generation, hostile_class.channel.failures, 0
+    with hostile_class.channel.one_cell():
+        with pytest.raises(ChildError, match="the process of hostile took more than 2 s over one cell and was ended"):
+            for _ in range(8):
+                purify(slow)
+                answers += 1
+        assert 1 <= answers < 7
+        with pytest.raises(ChildError, match="took more than 2 s over one cell"):
+            purify(calm)
+    assert hostile_class.channel.failures == failures + 1
+    with hostile_class.channel.one_cell():
+        assert torch.equal(purify(calm), images()), "the next cell has time of its own"
+    assert hostile_class.channel.generation == generation + 1
+    for _ in range(8):  # outside any cell only each answer has a limit
+        purify(slow)
+
+
 FAULTS = {
     "raise": "ZeroDivisionError: division by zero",
     "sys.exit": "SystemExit: enough",
@@ -296,6 +318,22 @@ def test_a_campaign_goes_on_past_a_defense_that_ends_its_process(trained_home, t
     (failed,) = (cell for cell in cells if cell.record.status == "failed")
     assert "ended itself with status 7" in failed.record.error and failed.outcomes.accuracy == 0
     assert all(cell.record.defense == "exits" for cell in cells)
+
+
+def test_a_cell_that_takes_too_long_has_failed_and_the_campaign_goes_on(trained_home, tmp_path):
+    limits = Limits(cell_seconds=6, call_seconds=60, failures=2)
+    cls = isolated("hangs", "hostile:HangsUnderAttack", path=[HERE], limits=limits)
+    wanted = ("clean.none", "white_box.fgsm.autograd.linf-0.3", "gray_box.fgsm.linf-0.1")
+    chosen = protocol.get("digits-v1-quick").limited(8)
+    chosen = replace(chosen, attacks=tuple(a for a in chosen.every_attack if a.slug in wanted), efforts=())
+    cells = campaign.run(campaign.plan([cls], chosen, contract=False), Store(tmp_path / "records"))
+    cls.channel.close()
+    found = {cell.record.spec.slug: cell.record for cell in cells}
+    assert set(found) == set(wanted)
+    failed = found.pop("white_box.fgsm.autograd.linf-0.3")
+    assert failed.status == "failed" and "took more than 6 s over one cell and was ended" in failed.error
+    assert {record.status for record in found.values()} == {"ok"}
+    assert cls.channel.failures == 1
 
 
 def test_two_children_at_once_do_not_disturb_each_other(hostile_class, sampled, classifier):

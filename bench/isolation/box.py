@@ -27,6 +27,7 @@ class Limits:
     threads: int = 256  # of all its processes together
     file_mb: int = 64  # the largest file it may write
     call_seconds: float = 300  # for one answer: a batch of images, forward or backward
+    cell_seconds: float = 4 * 3600  # for all answers of one cell together
     start_seconds: float = 300  # to import the plugin
     fit_seconds: float = 12 * 3600  # for one training
     failures: int = 4  # so many ends of the child; then it is not started again
