@@ -50,6 +50,29 @@ class HangsUnderAttack(Hostile):
         super().__init__(classifier, act=act)
 
 
+class Tells(Hostile):
+    """Has facts to tell, and remembers that it was asked."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, :, 10:12, 10:12] * self.weight
+
+    def facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> dict[str, object]:
+        ASKED.append(correct)
+        if self.act == "os._exit":
+            os._exit(3)
+        if self.act == "text":  # past the code of the child that makes numbers of facts
+            sys.modules["__main__"]._numbers = lambda value: value
+            return {"number": "1e3"}
+        drawn = torch.rand(3).tolist()
+        return {
+            "moved": (attacked - clean).abs().mean() * self.weight, "right": tuple(correct.tolist()),
+            "drawn": drawn, "asked": len(ASKED), "nothing": float("nan"),
+        }  # fmt: skip
+
+
+ASKED: list[Tensor] = []
+
+
 def _hang_under_attack(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
     if images.requires_grad:
         time.sleep(3600)

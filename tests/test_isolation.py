@@ -17,6 +17,7 @@ import torch
 from bench import campaign, checks, classifiers, draws, protocol, threat, training
 from bench.defense import source_hash
 from bench.errors import BenchError
+from bench.facts import facts
 from bench.isolation import Limits, box, isolated, wire
 from bench.isolation.channel import ChildError
 from bench.isolation.wire import Message, WireError
@@ -48,6 +49,13 @@ def hostile_class():
 @pytest.fixture(scope="module")
 def sampled():
     cls = isolated("sampled_identity_vae", "defenses.identity_vae:SampledIdentityVAE", limits=LIMITS)
+    yield cls
+    cls.channel.close()
+
+
+@pytest.fixture(scope="module")
+def tells():
+    cls = isolated("tells", "hostile:Tells", path=[HERE], limits=LIMITS)
     yield cls
     cls.channel.close()
 
@@ -139,6 +147,31 @@ def test_a_value_without_a_gradient_has_none_here(hostile_class, classifier):
     defense = hostile_class(classifier, act="detach")
     attacked = images().requires_grad_()
     assert not defense.purify(attacked, draws.generator("cpu", "x")).requires_grad
+
+
+def test_facts_are_those_of_the_same_class_here_from_a_process_that_ends_with_them(tells, classifier):
+    labels, correct = torch.arange(16) % 3, (torch.arange(16) % 2).float()
+    told = []
+    for cls in (hostile.Tells, tells):
+        defense = cls(classifier)
+        defense.load_state_dict({"weight": torch.full((1,), 0.5)})
+        told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
+        told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
+    hostile.ASKED.clear()
+    assert set(told[0]) == {"silhouette", "moved", "right", "drawn", "asked"} and told[0]["moved"] > 0
+    assert told[0] == told[2] == told[3], "what the child heard is not known to the next one"
+    assert told[1]["asked"] == 2
+
+
+@pytest.mark.parametrize(("act", "said"), [("text", "TypeError: a fact is a number"), ("os._exit", "with status 3")])
+def test_facts_that_are_none_are_left_out_and_harm_no_cell(act, said, tells, classifier):
+    defense, heard = tells(classifier, act=act), []
+    before = purify(tells(classifier))
+    listening = Progress()
+    listening.say = heard.append
+    found = facts(defense, images(16), images(16), torch.arange(16) % 3, torch.ones(16), listening)
+    assert set(found) == {"silhouette"} and len(heard) == 1 and said in heard[0]
+    assert torch.equal(purify(tells(classifier)), before) and tells.channel.failures == 0
 
 
 # ---------------------------------------------------------------------------------------------- the gallery

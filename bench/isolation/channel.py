@@ -54,6 +54,10 @@ class Channel:
         self._left: float | None = None  # seconds that the cell's answers may still take; None outside of a cell
         self._spent = ""  # why the cell gets no more answers
 
+    def another(self) -> Channel:
+        """A second child for the same class, with all limits anew; close it."""
+        return Channel(self.name, self.point, self.python, self.path[1:], self.limits, self.data_root)
+
     @contextlib.contextmanager
     def one_cell(self) -> Iterator[None]:
         """Inside, all answers together may take `cell_seconds`; then the child is ended, and every call raises."""

@@ -30,7 +30,8 @@ from bench.isolation.wire import Message
 from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
 
-DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score")
+DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score",
+         "facts")  # fmt: skip
 FACTS = ("title", "paper", "year", "kind", "stochastic", "differentiable", "per_classifier", "trained_on", "version")
 
 
@@ -177,6 +178,15 @@ class Child:
             {"units": cost.purification_units(defense, net, request.tensors[0].to(request.header["device"]))}
         )
 
+    def on_facts(self, request: Message) -> Message:
+        """What an instance tells of attacked images; this process ends with the answer."""
+        header = request.header
+        defense, _ = self.instances[header["id"]]
+        clean, attacked, correct = (tensor.to(header["device"]) for tensor in request.tensors)
+        with self._seeded(header["seed"]), torch.no_grad():
+            told = defense.facts(clean, attacked, correct)
+        return Message({"facts": {name: _numbers(value) for name, value in told.items()}})
+
     def on_fit(self, request: Message) -> Message:
         """Train an instance; the parent hears of the progress and may end it."""
         header = request.header
@@ -255,6 +265,11 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return {"not plain": repr(value)[:200]}
+
+
+def _numbers(value: Any) -> Any:
+    """A fact as JSON can hold it."""
+    return [float(part) for part in value] if isinstance(value, tuple | list) else float(value)
 
 
 def _bounded(file_mb: int) -> None:

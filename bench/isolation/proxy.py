@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import os
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.data import Dataset
-from bench.defense import Defense, source_of
+from bench.defense import Defense, Fact, source_of
 from bench.errors import BenchError
 from bench.isolation.box import Limits
 from bench.isolation.channel import Channel, ChildError, printable
@@ -131,6 +132,19 @@ class Isolated(Defense):
         except ChildError:
             return 0.0
         return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else 0.0
+
+    def _facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> Mapping[str, Fact]:
+        """What a child tells of attacked images (bench.facts checks it). One that is started for it and ends with the
+        answer: it hears which images were classified correctly, which nobody who answers later may know."""
+        asked, channel = copy.copy(self), self.channel.another()
+        asked.__dict__.update(channel=channel, _generation=-1)
+        try:
+            told = asked.request("facts", {}, [clean, attacked, correct], most=1).header.get("facts")
+        finally:
+            channel.close()
+        if not isinstance(told, Mapping):
+            raise ChildError("told no facts")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
 
     def _fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
         parts = [data.train.images, data.train.labels, data.validation.images, data.validation.labels]
@@ -302,6 +316,7 @@ _DOORS: Mapping[str, Any] = {
     "decode": lambda self, latents: self.through("decode", latents, None)[0],
     "posterior": lambda self, images: self.through("posterior", images, None)[:2],
     "fit": Isolated._fit,
+    "facts": Isolated._facts,
 }
 _KINDS = {"title": str, "paper": str, "year": int, "kind": str, "stochastic": bool, "differentiable": bool,
           "per_classifier": bool, "trained_on": str, "version": int}  # fmt: skip
