@@ -300,6 +300,36 @@ def test_every_rule_has_a_submission_made_for_it():
     assert {int(what[:3]) for what in SPOILED} == {rule.number for rule in rules.ALL}
 
 
+def _blamed(root: Path, *names: str) -> list[str]:
+    """The submissions that are told to be like another, of those that are looked at."""
+    alike = [rule for rule in rules.ALL if rule.number in (208, 419)]
+    found = {name: {one.number for one in told} for name, told in rules.examine(names, root, alike).items()}
+    assert set(map(frozenset, found.values())) <= {frozenset(), frozenset({208, 419})}, found
+    return [name for name, numbers in found.items() if numbers]
+
+
+def test_of_two_submissions_that_are_alike_only_the_later_is_refused(root, monkeypatch):
+    _twin(root)
+    assert _blamed(root, "twin") == ["twin"], "the other is on the board"
+    assert _blamed(root, NAME) == [NAME], "so it is the other way round"
+    assert _blamed(root, NAME, "twin") == _blamed(root, "twin", NAME) == ["twin"], "by name"
+    submitted.edit(root / "twin" / places.FILE, "year = 2026", "year = 2025")
+    assert _blamed(root, NAME, "twin") == [NAME], "by year"
+    submitted.edit(root / NAME / places.FILE, 'folder = "plugin"', "included = true")
+    assert _blamed(root, NAME, "twin") == [NAME], "not because it says that it comes with PurifyBench"
+    monkeypatch.setattr(base, "ours", lambda: {NAME})
+    assert _blamed(root, NAME, "twin") == ["twin"] and _blamed(root, NAME) == []
+
+
+def test_a_copy_with_more_or_fewer_cells_is_a_copy(root):
+    _twin(root)
+    (root / "twin" / "records" / PROTOCOL / "twin" / "A.gray_box.fgsm.linf-0.1.seed0.json").unlink()
+    assert _blamed(root, NAME, "twin") == ["twin"]
+    _again("gray_box.pgd.linf-0.1", correct=lambda o: 1 - o.correct)(root)
+    (rule,) = (rule for rule in rules.ALL if rule.number == 419)
+    assert rules.examine(["twin"], root, [rule])["twin"] == []
+
+
 def test_a_file_that_a_rule_cannot_bear_is_a_finding(root, monkeypatch):
     def crash(case):
         raise TypeError("surprised")

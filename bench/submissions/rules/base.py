@@ -7,9 +7,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench import plugins
 from bench.record import Cell, Store
 from bench.submissions import places, schema
 from bench.submissions.schema import Submission, SubmissionError
@@ -41,6 +43,7 @@ class Case:
 
     folder: Path
     known: dict[str, Case]  # the cases read so far, by name
+    is_proposed: bool = False  # whether this is one that was asked about; the others are on the board already
 
     @classmethod
     def of(cls, folder: Path, known: dict[str, Case]) -> Case:
@@ -117,6 +120,21 @@ class Case:
         """The other submissions by name, read as far as a rule looks at them."""
         return {name: Case.of(self.root / name, self.known) for name in places.names(self.root) if name != self.name}
 
+    def came_after(self, other: Case) -> bool:
+        """Whether this is the later of two submissions that are alike, as far as files can tell.
+
+        What comes with PurifyBench was there before all others, and what is on the board before what is proposed. Of
+        two that are equal in this the one of a later year is the later one, and in the same year that of the later
+        name: one of them has to be named, and who was first a reviewer sees in the history.
+        """
+        return self._place > other._place
+
+    @cached_property
+    def _place(self) -> tuple[bool, bool, int, str]:
+        said = self.submission
+        comes_along = said is not None and said.install.included and self.name in ours()
+        return not comes_along, self.is_proposed, said.year if said else 9999, self.name
+
     def text(self, path: Path) -> str | None:
         """A file's text; None where it is no small file of UTF-8."""
         try:
@@ -154,6 +172,15 @@ class Rule:
             shown = path.relative_to(case.root) if path.is_relative_to(case.root) else path
             printable = "".join(c if c.isprintable() else "?" for c in f"{case.root.name}/{shown}")
             yield Finding(self.number, printable, found, expected, fix)
+
+
+def ours() -> set[str]:
+    """The defenses that the package purifybench registers."""
+    try:
+        points = metadata.distribution("purifybench").entry_points
+    except metadata.PackageNotFoundError:
+        return set()
+    return {point.name for point in points if point.group == plugins.GROUP}
 
 
 def is_bearable(path: Path) -> bool:

@@ -260,14 +260,24 @@ def clean_images_are_clean(case: Case) -> Iterator[Objection]:
 
 @rule(419)
 def records_are_not_copied(case: Case) -> Iterator[Objection]:
-    """The records are not those of another submission."""
-    mine = {
-        (c.record.protocol, c.record.cell, c.record.outcomes_sha256) for c in case.cells if c.record.attack != "none"
-    }
-    for name, other in case.others.items() if len(mine) > 1 else ():
-        theirs = {(c.record.protocol, c.record.cell, c.record.outcomes_sha256) for c in other.cells}
-        if mine <= theirs:
-            yield case.folder / "records", f"exactly the outcomes of {name}", "its own", "measure this defense"
+    """The records are not those of a submission that was there before."""
+    mine = _attacked(case)
+    for name, other in case.others.items() if mine else ():
+        theirs = _attacked(other)
+        for protocol_id in sorted(mine.keys() & theirs.keys()) if case.came_after(other) else ():
+            one, two = mine[protocol_id], theirs[protocol_id]
+            if min(len(one), len(two)) > 1 and (one <= two or two <= one):
+                path = case.folder / "records" / protocol_id
+                yield path, f"exactly the outcomes of {name}", "its own", "measure this defense"
+
+
+def _attacked(case: Case) -> dict[str, set[tuple[str, str]]]:
+    """The cells of attacked images with the hashes of their outcomes, by protocol."""
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for cell in case.cells:
+        if cell.record.attack != "none":
+            found[cell.record.protocol].add((cell.record.cell, cell.record.outcomes_sha256))
+    return found
 
 
 @rule(420)
