@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save
 from submitted import NAME, PROTOCOL, TINY
 
-from bench import protocol
+from bench import protocol, seal
 from bench.cache import ChunkCache
 from bench.errors import BenchError
 from bench.isolation import Isolated
 from bench.places import home
 from bench.record import Cell, ImagesHash, Store
-from bench.submissions import environment, places, rules, run, schema, verify, weights
+from bench.submissions import add, environment, places, rules, run, scaffold, schema, verify, weights
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +97,63 @@ def test_records_of_the_child_are_those_of_the_same_class_in_this_process(measur
         sys.modules.pop("soft_focus", None)
     theirs = {cell.record.cell: cell.record.lasting() for cell in Store(root / NAME / "records").cells()}
     assert {cell.record.cell: cell.record.lasting() for cell in cells} == theirs
+
+
+AT_ONCE = """
+import sys
+from bench import classifiers, cli, protocol
+from submitted import TINY
+protocol.PROTOCOLS = {**protocol.PROTOCOLS, TINY.id: TINY}
+classifiers.RECIPE = %r
+cli.main()
+"""
+
+
+def test_two_submissions_at_once_do_not_disturb_each_other(measured, _trained_home, tmp_path):
+    root, _, _ = measured
+    both = tmp_path / "submissions"
+    shutil.copytree(root, both, ignore=shutil.ignore_patterns("records"))
+    package = scaffold.new("sudden-end", tmp_path)
+    submitted.edit(package / "sudden_end.py", "https://example.org/paper", submitted.PAPER)
+    submitted.edit(
+        package / "sudden_end.py", "        mean = nn", "        __import__('os')._exit(3)\n        mean = nn"
+    )
+    add.add(str(package), both, authors=["Bert"])
+    shutil.copytree(_trained_home[0], tmp_path / "home")
+    variables = os.environ | {"PURIFYBENCH_HOME": str(tmp_path / "home")}
+    variables["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
+    def start(name: str) -> subprocess.Popen[str]:
+        words = [
+            "submission",
+            "run",
+            name,
+            "-p",
+            PROTOCOL,
+            "--verify",
+            "0",
+            "--root",
+            str(both),
+            "--site",
+            f"site-{name}",
+        ]
+        script = [sys.executable, "-c", AT_ONCE % _trained_home[1], *words]
+        return subprocess.Popen(
+            script, env=variables, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    running = {name: start(name) for name in (NAME, "sudden_end")}
+    said = {name: process.communicate(timeout=600)[0] for name, process in running.items()}
+    assert running[NAME].returncode == 0, said[NAME]
+    assert running["sudden_end"].returncode == 2 and "ended itself with status 3" in said["sudden_end"], said
+    alone = {cell.record.cell: cell.record.lasting() for cell in Store(root / NAME / "records").cells()}
+    beside = {cell.record.cell: cell.record.lasting() for cell in Store(both / NAME / "records").cells()}
+    assert alone == beside and len(alone) == 4
+    chains = {seal.chain(top / NAME / "records" / PROTOCOL / NAME) for top in (root, both)}
+    assert len(chains) == 1 and "" not in chains
+    assert not (both / "sudden_end" / "records").exists()
 
 
 def test_cells_measured_again_confirm_the_records(measured, command):
