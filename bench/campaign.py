@@ -108,6 +108,13 @@ def plan(
     everything = replace(chosen, attacks=chosen.every_attack, efforts=())
     if not tuple(everything.select(tuple(tracks), tuple(attacks))):
         raise BenchError(f"no cell of {chosen.id} is in tracks {', '.join(tracks)} and attacks {', '.join(attacks)}")
+    place = device.prepare(on)
+    for name, cls in named:
+        if place.type == "cuda" and issubclass(cls, Isolated) and not cls.sees_gpu:
+            raise BenchError(
+                f"{name}: torch finds a GPU here and none in its own process; use --device cpu, or let it see "
+                "the GPU's device files (docs/isolation.md)"
+            )
     return Plan(
         protocol=chosen,
         tracks=tuple(tracks),
@@ -115,7 +122,7 @@ def plan(
         defenses=named,
         classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
         recipe=recipe,
-        device=device.prepare(on),
+        device=place,
         contract=contract,
         seeds=seeds,
     )

@@ -291,6 +291,7 @@ def test_files_are_read_only_and_the_data_is_not_to_be_found(hostile_class, clas
     assert attempt(hostile_class, classifier, "write a file", str(victim)) and victim.read_text() == "mine"
     assert attempt(hostile_class, classifier, "write a file", str(HERE / "new_file.py"))
     assert not attempt(hostile_class, classifier, "write a file", "own.txt"), "its own folder is its own"
+    assert not attempt(hostile_class, classifier, "write a file", "/dev/null"), "devices, so also GPUs, can be used"
 
 
 @BOXED

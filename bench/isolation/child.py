@@ -90,6 +90,7 @@ class Child:
                 ],
                 "doors": [door for door in DOORS if has_door(found, door)],
                 "source": source_hash(found),
+                "gpu": torch.cuda.is_available(),
             }
         )
 
@@ -111,11 +112,10 @@ class Child:
         header = request.header
         defense, _ = self.instances[header["id"]]
         place = torch.device(header["device"])
-        state, given = request.tensors
+        *state, given = request.tensors  # a state where the door is given a generator
         images = given.to(place).requires_grad_(bool(header["grad"]))
         before = images.detach().clone()
-        generator = Generator(place)
-        generator.set_state(state)
+        generator = Generator(place).set_state(state[0]) if state else None
         function: Callable[..., Any]
         if header["door"] == "classifier":
             function = lambda images, _: defense.classifier(images)  # noqa: E731
@@ -135,7 +135,8 @@ class Child:
             "graph": graph, "wrote": not torch.equal(images.detach(), before),
             "training": any(module.training for module in defense.modules()),
         }  # fmt: skip
-        return Message(facts, [generator.get_state(), *(output.detach() for output in outputs)])
+        after = [generator.get_state()] if generator is not None else []
+        return Message(facts, [*after, *(output.detach() for output in outputs)])
 
     def on_vjp(self, request: Message) -> Message:
         """The gradient with respect to the images of a call, given that of its outputs."""

@@ -33,6 +33,7 @@ class Isolated(Defense):
 
     name: ClassVar[str]
     channel: ClassVar[Channel]
+    sees_gpu: ClassVar[bool] = False  # whether torch finds one in the child
 
     def __init__(self, classifier: nn.Module, **settings: Any) -> None:
         super().__init__(classifier)
@@ -124,6 +125,11 @@ class Isolated(Defense):
         if place != self._place:
             self._place, self._generation = place, -1
         return self
+
+    @property
+    def computes_on(self) -> torch.device:
+        """The device of the child's instance, whose parameters are not here."""
+        return torch.device(self._place)
 
     def units(self, images: Tensor) -> float:
         """What a purification costs (bench.cost), counted in the child: it may lie, and the docs say so."""
@@ -230,15 +236,15 @@ class _Through(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         needed = bool(ctx.needs_input_grad[0])
         call = next(_NUMBERS)
-        state = generator.get_state() if generator is not None else torch.get_rng_state()
+        state = [generator.get_state()] if generator is not None else []
         most = max(2**24, len(images) * 2**20, LARGEST_ANSWER * images.numel() * images.element_size())
         header = {"door": door, "call": call, "grad": needed}
-        answer = owner.request("call", header, [state, images.detach()], most=most)
-        if not answer.tensors or len(answer.tensors) > 3:
+        answer = owner.request("call", header, [*state, images.detach()], most=most)
+        after, outputs = list(answer.tensors[: len(state)]), list(answer.tensors[len(state) :])
+        if not outputs or len(outputs) > 2:
             raise ChildError(f"{door} returned no tensor")
-        after, *outputs = answer.tensors
         if generator is not None:
-            _set(generator, after)
+            _set(generator, after[0])
         if answer.header.get("wrote"):
             raise ValueError("the defense wrote to its input images; work on images.clone()")
         owner.training = bool(answer.header.get("training"))
@@ -352,7 +358,8 @@ def isolated(
         body: dict[str, Any] = {
             **{fact: printable(value, 300) if isinstance(value, str) else value for fact, value in facts.items()},
             **doors, "__init__": _constructor(said["parameters"]), "__doc__": str(said["doc"]),
-            "__module__": __name__, "name": name, "channel": channel, "recipes": _recipes(said["recipes"]),
+            "__module__": __name__, "name": name, "channel": channel,
+            "sees_gpu": said.get("gpu") is True, "recipes": _recipes(said["recipes"]),
         }  # fmt: skip
         cls = cast("type[Isolated]", type(name, (Isolated,), body))
         source_of(cls, str(said["source"])[:64])
