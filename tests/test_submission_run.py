@@ -262,6 +262,25 @@ def test_other_images_are_borne_only_from_another_machine_that_made_them_itself(
     assert verify.Comparison(again(""), cell).problem == "", "a record of a harness that did not hash images"
 
 
+def test_facts_may_differ_a_little_between_machines(measured):
+    root, _, _ = measured
+    (cell,) = (c for c in Store(root / NAME / "records").cells() if c.record.cell == FORGED)
+
+    def telling(facts, device):
+        run = cell.record.run.model_copy(update={"device": device})
+        return type(cell)(cell.record.model_copy(update={"facts": facts, "run": run}), cell.outcomes)
+
+    first = telling({"flips": 0.5, "images": (900.0, 100.0)}, "one")
+    for facts, is_borne in (
+        ({"flips": 0.505, "images": (904.0, 96.0)}, True), ({"flips": 0.52, "images": (900.0, 100.0)}, False),
+        ({"flips": 0.5, "images": (880.0, 120.0)}, False), ({"flips": 0.5}, False),
+        ({"flips": 0.5, "images": (900.0,)}, False), ({"flips": 0.5, "images": (900.0, 100.0), "x": 0.0}, False),
+    ):  # fmt: skip
+        assert (verify.Comparison(first, telling(facts, "another")).problem == "") == is_borne, facts
+    near = telling({"flips": 0.505, "images": (904.0, 96.0)}, "one")
+    assert "facts differ, on the same machine" in verify.Comparison(first, near).problem
+
+
 def test_nothing_is_verified_without_records(measured, tmp_path, command):
     root, _, _ = measured
     status, _, err = command("submission", "verify", NAME, "--root", str(root), "--records", str(tmp_path))
