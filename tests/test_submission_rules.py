@@ -144,6 +144,10 @@ def _link(root: Path) -> None:
     (root / NAME / "plugin" / "data.py").symlink_to("/etc/passwd")
 
 
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
 def _bomb(root: Path) -> None:
     _member("A.x/big.npy", b"\x93NUMPY" + bytes(100))(root)
     path = _records(root) / "outcomes.npz"
@@ -164,6 +168,8 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "101": _rename_folder,
     "102": lambda root: (root / NAME / places.FILE).unlink(),
     "103": _link,
+    "103 a record": lambda root: _endless(_records(root) / "A.endless.seed0.json"),
+    "103 a seal": lambda root: _endless(_records(root) / SEAL),
     "104": _file("notes/idea.txt"),
     "104 in records": _file("records/readme.md"),
     "105": _file("plugin/table.py", b"#" * 1_000_001),
@@ -294,6 +300,12 @@ def test_a_spoiled_submission_is_refused_by_the_rule_made_for_it(what, root):
         assert finding.file.startswith("submissions/") and finding.found and finding.expected and finding.fix
         assert "\n" not in str(finding) and "no rule foresaw" not in str(finding)
         assert str(finding).startswith(f"S{what[:3]} submissions/{name}")
+
+
+@pytest.mark.parametrize("what", ["103 a record", "103 a seal", "111 a bomb"])
+def test_what_cannot_be_borne_is_read_by_no_rule(what, root):
+    SPOILED[what](root)
+    assert {finding.number for finding in found(root)} == {int(what[:3])}
 
 
 def test_every_rule_has_a_submission_made_for_it():

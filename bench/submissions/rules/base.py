@@ -102,8 +102,16 @@ class Case:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All sound cells; none where the arrays are no archive of bearable size, which rule 111 says."""
-        return list(self.store.cells()) if all(map(is_bearable, self.archives)) else []
+        """All sound cells; none where something among the records is nothing to be read."""
+        return list(self.store.cells()) if self.can_be_read else []
+
+    @cached_property
+    def can_be_read(self) -> bool:
+        """Whether the records are files of bearable size, none of them a link; if not, rule 103, 105 or 111 says so."""
+        files = [path for path in self.files if path.is_relative_to(self.folder / "records")]
+        plain = all(path.is_file() and not path.is_symlink() for path in files)
+        small = plain and all(path.stat().st_size <= LARGEST_TEXT for path in files if path.name != "outcomes.npz")
+        return small and all(map(is_bearable, self.archives))
 
     @property
     def archives(self) -> list[Path]:
