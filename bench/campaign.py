@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from bench import (
     plugins,
     protocol,
     rejection,
+    seal,
     seeds,
     substitutes,
     surrogate,
@@ -107,6 +108,13 @@ def plan(
     everything = replace(chosen, attacks=chosen.every_attack, efforts=())
     if not tuple(everything.select(tuple(tracks), tuple(attacks))):
         raise BenchError(f"no cell of {chosen.id} is in tracks {', '.join(tracks)} and attacks {', '.join(attacks)}")
+    place = device.prepare(on)
+    for name, cls in named:
+        if place.type == "cuda" and issubclass(cls, Isolated) and not cls.sees_gpu:
+            raise BenchError(
+                f"{name}: torch finds a GPU here and none in its own process; use --device cpu, or let it see "
+                "the GPU's device files (docs/isolation.md)"
+            )
     return Plan(
         protocol=chosen,
         tracks=tuple(tracks),
@@ -114,7 +122,7 @@ def plan(
         defenses=named,
         classifiers=tuple(dict.fromkeys(classifier)) or chosen.classifiers,
         recipe=recipe,
-        device=device.prepare(on),
+        device=place,
         contract=contract,
         seeds=seeds,
     )
@@ -339,6 +347,9 @@ def run(
     examples = Examples(dataset.name, dataset.split, clean, indices)
     cache = ChunkCache(home() / "chunks")
     store.prepare()
+    for name, _ in plan.defenses:
+        for problem in seal.problems(store.folder(plan.protocol.id, name)):
+            progress.say(f"the records of {name} are not those that were sealed: {problem}")
     cells: list[Cell] = []
     for classifier in plan.classifiers:
         net, net_weights = classifiers.trained(classifier, dataset, progress)
@@ -374,8 +385,9 @@ def run(
                     work = desk.work(spec, sources)
                     cell = desk.stored(work)
                     if cell is None:
-                        work = desk.prepare(work, sources, dataset, progress)
-                        cell = evaluate_cell(work, desk.examples, cache, progress)
+                        with _one_cell(desk.subject.defense):
+                            work = desk.prepare(work, sources, dataset, progress)
+                            cell = evaluate_cell(work, desk.examples, cache, progress)
                         store.save(cell)
                     elif cell.record.protocol_hash != plan.protocol.hash:
                         cell = desk.own(cell)
@@ -387,9 +399,16 @@ def run(
                         failures.add(failure)
                         progress.say(f"{desk.subject.name} failed under {spec.slug}: {cell.record.error}")
         cells += [cell for desk in desks for cell in desk.cells]
+    for name, _ in plan.defenses:
+        seal.write(store, plan.protocol.id, name)
     for problem in dict.fromkeys(store.problems):
         progress.say(f"not trusted: {problem}")
     return cells
+
+
+def _one_cell(defense: Defense) -> AbstractContextManager[None]:
+    """Around all that one cell asks of a defense: in a process of its own it has so much time for it."""
+    return defense.channel.one_cell() if isinstance(defense, Isolated) else nullcontext()
 
 
 def _others(chosen: Protocol) -> str:

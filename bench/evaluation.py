@@ -35,7 +35,7 @@ from bench.defense import Defense, Fact, has_door, source_hash
 from bench.facts import facts
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Budget, Protocol
-from bench.record import EXHIBITS, Card, Cell, Outcomes, Record, Run
+from bench.record import EXHIBITS, Card, Cell, ImagesHash, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
 from bench.substitutes import SourceNet
 
@@ -157,6 +157,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
     attacked: list[Arrays] = []
     scored: list[Arrays] = []
     errors: list[str] = []
+    images_hash = ImagesHash()
     attack_seconds = scoring_seconds = 0.0
     chunks = list(examples.chunks(work.wanted))
     with progress.task(f"{subject.name} · {spec.slug}", total=max(1, int(work.wanted.sum()))) as advance:
@@ -178,6 +179,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
             attack_seconds += scoring_started - started
             scoring_seconds += time.perf_counter() - scoring_started
             attacked.append(images)
+            images_hash.add(rows.tolist(), images["images"])
             scored.append(score)
             advance(len(rows))
     outcomes = _outcomes(examples, work.wanted, attacked, scored)
@@ -228,6 +230,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         facts=_facts(work, examples, attacked, outcomes, progress),
         training=subject.training if spec.slug == "clean.none" else {},
         outcomes_sha256=outcomes.sha256(),
+        images_sha256=images_hash.sha256(),
         run=_run(examples.indices.device, attack_seconds, scoring_seconds),
     )
     for rows in chunks:  # the record replaces them

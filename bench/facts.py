@@ -15,6 +15,7 @@ from bench.defense import Defense, Fact, has_door
 from bench.progress import Progress
 
 CHUNK = 256
+MOST_FACTS, LONGEST_NAME, LONGEST_TUPLE = 64, 80, 1000  # of one record
 
 
 def facts(
@@ -24,8 +25,9 @@ def facts(
 
     `clean` and `attacked` are (N, C, H, W), `labels` and `correct` (N,). `silhouette` (Rousseeuw 1987) in [-1, 1] says
     how far apart the codes of the attacked images lie by their labels: near 1, classes are tight and separate. A copy
-    of the defense is asked, so that nothing it does here reaches its classifier, its weights or what it answers later.
-    What cannot be computed is said and left out: no cell fails by it.
+    of the defense is asked, so that nothing it does here reaches its classifier, its weights or what it answers later;
+    one in a process of its own is asked in another one. What cannot be computed, or cannot be kept, is said and left
+    out: no cell fails by it.
     """
     found: dict[str, Fact] = {}
     has_codes = has_door(defense, "encode") and 1 < len(set(labels.tolist())) < len(labels)
@@ -37,14 +39,32 @@ def facts(
             if has_codes:
                 codes = torch.cat([asked.encode(chunk).flatten(1) for chunk in torch.split(attacked, CHUNK)])
                 found["silhouette"] = float(silhouette_score(codes.cpu().numpy(), labels.cpu().numpy()))
-            found |= {name: _plain(value) for name, value in asked.facts(clean, attacked, correct).items()}
+            found = {**_checked(asked.facts(clean, attacked, correct)), **found}
         except (Exception, SystemExit) as problem:  # whatever a defense raises here
             progress.say(f"{type(defense).__name__} gives no facts: {type(problem).__name__}: {problem}")
     return {name: _rounded(value) for name, value in found.items() if _is_finite(value)}
 
 
+def _checked(told: Mapping[str, Fact]) -> dict[str, Fact]:
+    """What a defense tells, as a record can hold it. Raises ValueError or TypeError for what a record cannot."""
+    if not isinstance(told, Mapping) or len(told) > MOST_FACTS:
+        raise ValueError(f"facts are a mapping of at most {MOST_FACTS} names")
+    for name, value in told.items():
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"a fact's name is text of 1 to {LONGEST_NAME} printable characters")
+        if isinstance(value, tuple | list) and len(value) > LONGEST_TUPLE:
+            raise ValueError(f"{name} holds {len(value)} numbers, at most {LONGEST_TUPLE} are kept")
+    return {name: _plain(value) for name, value in told.items()}
+
+
 def _plain(value: Fact) -> Fact:
-    return tuple(float(part) for part in value) if isinstance(value, tuple | list) else float(value)
+    return tuple(map(_number, value)) if isinstance(value, tuple | list) else _number(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str | bytes):  # float() would read some
+        raise TypeError(f"a fact is a number or a tuple of numbers, got {type(value).__name__}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _is_finite(value: Fact) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from bench.errors import BenchError
 from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec, Budget, Route, Track
 
+SEAL = "seal.json"  # beside the records of a finished run: bench.seal
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 
@@ -121,6 +122,9 @@ class Record(BaseModel):
         {}, description="the mean loss of each epoch by training; in the cell of clean images"
     )
     outcomes_sha256: str
+    images_sha256: str = Field(
+        "", description="sha256 of the images that were scored: ImagesHash; empty in records of older harnesses"
+    )
     run: Run
 
     @field_validator("source")
@@ -155,6 +159,24 @@ def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
         state.update(f"{name}{array.dtype.str}{array.shape}".encode())
         state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
+
+
+class ImagesHash:
+    """The sha256 over the images that a cell attacked, in their order, whatever the chunks in which they are added: of
+    each, its row among the protocol's images (int64) and its pixels as they were scored (float32), little-endian."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+
+    def add(self, rows: Sequence[int], images: NDArray[np.float32]) -> None:
+        """Add `images` (N, C, H, W), which stand at `rows` (N,)."""
+        for row, image in zip(rows, images, strict=True):
+            self._state.update(int(row).to_bytes(8, "little"))
+            self._state.update(np.ascontiguousarray(image, "<f4").tobytes())
+
+    def sha256(self) -> str:
+        """The hash of all that was added."""
+        return self._state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -220,8 +242,9 @@ def _checksum(payload: Mapping[str, Any]) -> str:
 class Store:
     """Cells under one folder: `<root>/<protocol>/<defense>/<cell>.json` and `outcomes.npz` beside them.
 
-    Every write is atomic; the arrays go first, so that a record without its arrays cannot exist. A file that is
-    torn, edited or at the wrong place is listed in `problems` and otherwise treated as absent.
+    Every write is atomic; the arrays go first, so that a record without its arrays cannot exist. The folder's
+    seal is taken off before both, since it is that of other records. A file that is torn, edited or at the wrong place
+    is listed in `problems` and otherwise treated as absent.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -250,6 +273,7 @@ class Store:
         with one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with one_line(folder), FileLock(folder / ".lock"):
+            (folder / SEAL).unlink(missing_ok=True)
             arrays = dict(_read_arrays(folder / "outcomes.npz", self.problems))
             arrays |= {f"{record.cell}/{name}": array for name, array in cell.outcomes.arrays().items()}
             ordered = {name: arrays[name] for name in sorted(arrays)}
@@ -261,7 +285,7 @@ class Store:
     def cells(self, protocol: str | None = None, defense: str | None = None) -> Iterator[Cell]:
         """All sound cells in a stable order, optionally of one protocol or defense."""
         for folder in sorted(self.root.glob(f"{protocol or '*'}/{defense or '*'}/")):
-            paths = sorted(folder.glob("*.json"))  # before their arrays: another process may be saving
+            paths = sorted(set(folder.glob("*.json")) - {folder / SEAL})  # before their arrays: another may be saving
             arrays = _read_arrays(folder / "outcomes.npz", self.problems)
             for path in paths:
                 cell = self._read(path, arrays)

@@ -201,7 +201,9 @@ def load_or_fit(
             aside = path.with_suffix(".corrupt")
             path.replace(aside)
             progress.say(f"{problem}; set aside as {aside.name}, training again")
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    elsewhere = getattr(module, "computes_on", None)  # where the weights are in another process
+    here = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = elsewhere if isinstance(elsewhere, torch.device) else here
     kept = CheckpointingProgress(progress, path.with_suffix(".checkpoint"), f"{described} {source}")
     generator = draws.generator(device, "train", name, described)
     fit(generator, kept)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bench import protocol as protocols
+from bench import seal
 from bench.breaks import rules
 from bench.breaks.schema import Kept
 from bench.errors import BenchError
 from bench.protocol import Protocol
-from bench.record import Cell, Store
+from bench.record import SEAL, Cell, Store
 from bench.submissions import places, schema
 from bench.submissions.schema import Claim
 
@@ -62,6 +63,9 @@ def gather(stores: Sequence[Store] | Sequence[Path], submissions: Sequence[Path]
             if first.record.outcomes_sha256 != record.outcomes_sha256 or first.record.key != record.key:
                 problems.add(f"{where}.json: two stores hold different cells of this name; the first one is shown")
         problems |= {problem.replace(f"{store.root}/", "") for problem in store.problems}
+        for path in sorted(store.root.glob(f"*/*/{SEAL}")):
+            where = path.relative_to(store.root).as_posix()
+            problems |= {f"{where}: {problem}; run the protocol again" for problem in seal.problems(path.parent)}
     cells: dict[str, tuple[Cell, ...]] = {}
     for name in sorted(chosen):
         cells[name[0]] = (*cells.get(name[0], ()), chosen[name])

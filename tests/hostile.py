@@ -43,6 +43,47 @@ class ExitsUnderAttack(Hostile):
         super().__init__(classifier, act=act)
 
 
+class HangsUnderAttack(Hostile):
+    """Gives no gradient, and takes for ever over it."""
+
+    def __init__(self, classifier: nn.Module, *, act: str = "hang under attack") -> None:
+        super().__init__(classifier, act=act)
+
+
+class Tells(Hostile):
+    """Has facts to tell, and remembers that it was asked."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, :, 10:12, 10:12] * self.weight
+
+    def facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> dict[str, object]:
+        ASKED.append(correct)
+        if self.act == "os._exit":
+            os._exit(3)
+        if self.act == "text":  # past the code of the child that makes numbers of facts
+            sys.modules["__main__"]._numbers = lambda value: value
+            return {"number": "1e3"}
+        drawn = torch.rand(3).tolist()
+        return {
+            "moved": (attacked - clean).abs().mean() * self.weight, "right": tuple(correct.tolist()),
+            "drawn": drawn, "asked": len(ASKED), "nothing": float("nan"),
+        }  # fmt: skip
+
+
+ASKED: list[Tensor] = []
+
+
+def _hang_under_attack(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    if images.requires_grad:
+        time.sleep(3600)
+    return images
+
+
+def _slow(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
+    time.sleep(float(self.detail))
+    return images * self.weight
+
+
 def _flood(self: Hostile, images: Tensor, generator: Generator) -> Tensor:
     kept = []
     while True:
@@ -104,6 +145,8 @@ ACTS = {
     "os._exit": lambda self, images, generator: os._exit(3),
     "segfault": lambda self, images, generator: ctypes.string_at(0),
     "hang": lambda self, images, generator: time.sleep(3600),
+    "hang under attack": _hang_under_attack,
+    "slow": _slow,
     "memory": _flood,
     "fork": _fork,
     "print": _print,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import campaign, classifiers, evaluate, evaluation, protocol, statistics
+from bench import campaign, classifiers, evaluate, evaluation, protocol, seal, statistics
 from bench.cache import ChunkCache
 from bench.data import Dataset
 from bench.defense import Defense
@@ -210,13 +210,13 @@ def test_two_runs_write_the_same_bytes_outside_the_run_block(tmp_path, monkeypat
     for name in ("first", "second"):
         monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / name / "home"))  # nothing shared, trainings neither
         measure(CoinFlip, tmp_path / name / "records", limit=40)
-        files = sorted((tmp_path / name / "records").rglob("*.json"))
+        files = sorted((tmp_path / name / "records").rglob("*.seed*.json"))
         records = [json.loads(file.read_text()) for file in files]
         for record in records:
             del record["run"], record["checksum"]
         arrays = (tmp_path / name / "records" / "tiny+limit40+unchecked" / "coin_flip" / "outcomes.npz").read_bytes()
-        contents.append((records, arrays))
-    assert len(contents[0][0]) == 10
+        contents.append((records, arrays, seal.chain(files[0].parent)))
+    assert len(contents[0][0]) == 10 and len(contents[0][2]) == 64
     assert contents[0] == contents[1]
 
 
@@ -242,6 +242,18 @@ def test_an_edited_record_is_computed_again(tmp_path):
     assert path.read_bytes() != honest
     measure("identity", tmp_path, attacks=["fgsm"])
     assert json.loads(path.read_text())["forward_rows"] == 160
+
+
+def test_a_record_that_was_taken_away_is_said_and_measured_and_the_seal_renewed(tmp_path):
+    measure("identity", tmp_path, attacks=["fgsm"])
+    path = next(tmp_path.rglob("A.gray_box.fgsm.linf-0.1.seed0.json"))
+    before = seal.chain(path.parent)
+    path.unlink()
+    heard = Listening()
+    measure("identity", tmp_path, attacks=["fgsm"], progress=heard)
+    said = f"the records of identity are not those that were sealed: removed after the run: {path.stem}"
+    assert said in heard.said
+    assert path.exists() and list(seal.problems(path.parent)) == [] and seal.chain(path.parent) == before != ""
 
 
 def test_changed_settings_make_another_cell(tmp_path):

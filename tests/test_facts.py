@@ -61,12 +61,44 @@ def test_without_codes_there_is_nothing():
     assert of(Fake, images(1.0)) == {}
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), ""), ("much", "Codes gives no facts: ValueError")])
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), ""), ("much", "Codes gives no facts: TypeError")])
 def test_what_is_no_number_is_left_out(value, said, monkeypatch):
     progress = Loud()
     monkeypatch.setattr(Codes, "facts", lambda self, *given: {"odd": value})
     assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
     assert said in "".join(progress.said) and bool(said) == bool(progress.said)
+
+
+HOSTILE = {
+    "a name that is none": {3: 1.0},
+    "an empty name": {"": 1.0},
+    "a long name": {"x" * 81: 1.0},
+    "control characters": {"\x1b[31mred": 1.0},
+    "a new line": {"a\nb": 1.0},
+    "too many": {f"f{i}": 1.0 for i in range(65)},
+    "too long": {"f": (0.0,) * 1001},
+    "text that is a number": {"f": "1e3"},
+    "text inside": {"f": ("1", 2)},
+    "nested": {"f": ((1.0,),)},
+    "no number": {"f": None},
+    "no mapping": [("f", 1.0)],
+    "a number that is too large": {"f": 10**400},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_facts_that_a_record_cannot_hold_are_refused_in_one_line(what, monkeypatch):
+    progress = Loud()
+    monkeypatch.setattr(Codes, "facts", lambda self, *given: HOSTILE[what])
+    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    (said,) = progress.said
+    assert said.startswith("Codes gives no facts: ") and said.isprintable()
+
+
+def test_the_silhouette_is_the_harnesss_own(monkeypatch):
+    monkeypatch.setattr(Codes, "facts", lambda self, *given: {"silhouette": 0.5, "mine": 1})
+    assert of(Codes, images(1.0)) == {"silhouette": of(Codes, images(1.0))["silhouette"], "mine": 1.0}
+    assert of(Codes, images(1.0))["silhouette"] > 0.98
 
 
 def test_a_defense_that_ends_the_process_ends_nothing(monkeypatch):

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -16,6 +17,7 @@ import torch
 from bench import campaign, checks, classifiers, draws, protocol, threat, training
 from bench.defense import source_hash
 from bench.errors import BenchError
+from bench.facts import facts
 from bench.isolation import Limits, box, isolated, wire
 from bench.isolation.channel import ChildError
 from bench.isolation.wire import Message, WireError
@@ -47,6 +49,13 @@ def hostile_class():
 @pytest.fixture(scope="module")
 def sampled():
     cls = isolated("sampled_identity_vae", "defenses.identity_vae:SampledIdentityVAE", limits=LIMITS)
+    yield cls
+    cls.channel.close()
+
+
+@pytest.fixture(scope="module")
+def tells():
+    cls = isolated("tells", "hostile:Tells", path=[HERE], limits=LIMITS)
     yield cls
     cls.channel.close()
 
@@ -140,6 +149,31 @@ def test_a_value_without_a_gradient_has_none_here(hostile_class, classifier):
     assert not defense.purify(attacked, draws.generator("cpu", "x")).requires_grad
 
 
+def test_facts_are_those_of_the_same_class_here_from_a_process_that_ends_with_them(tells, classifier):
+    labels, correct = torch.arange(16) % 3, (torch.arange(16) % 2).float()
+    told = []
+    for cls in (hostile.Tells, tells):
+        defense = cls(classifier)
+        defense.load_state_dict({"weight": torch.full((1,), 0.5)})
+        told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
+        told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
+    hostile.ASKED.clear()
+    assert set(told[0]) == {"silhouette", "moved", "right", "drawn", "asked"} and told[0]["moved"] > 0
+    assert told[0] == told[2] == told[3], "what the child heard is not known to the next one"
+    assert told[1]["asked"] == 2
+
+
+@pytest.mark.parametrize(("act", "said"), [("text", "TypeError: a fact is a number"), ("os._exit", "with status 3")])
+def test_facts_that_are_none_are_left_out_and_harm_no_cell(act, said, tells, classifier):
+    defense, heard = tells(classifier, act=act), []
+    before = purify(tells(classifier))
+    listening = Progress()
+    listening.say = heard.append
+    found = facts(defense, images(16), images(16), torch.arange(16) % 3, torch.ones(16), listening)
+    assert set(found) == {"silhouette"} and len(heard) == 1 and said in heard[0]
+    assert torch.equal(purify(tells(classifier)), before) and tells.channel.failures == 0
+
+
 # ---------------------------------------------------------------------------------------------- the gallery
 
 ENDINGS = {
@@ -171,6 +205,27 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_started(hostile_class, cla
     assert process.poll() is not None and box.usage(process.pid).processes == ()
     monkeypatch.setattr(hostile_class.channel, "limits", LIMITS)
     assert torch.equal(purify(calm), images() * 0.5), "the new child has the weights of the old one"
+
+
+def test_many_answers_that_each_come_in_time_end_with_the_time_of_their_cell(hostile_class, classifier, monkeypatch):
+    calm, slow = hostile_class(classifier), hostile_class(classifier, act="slow", detail="0.3")
+    monkeypatch.setattr(hostile_class.channel, "limits", Limits(cell_seconds=2, failures=100))
+    purify(slow)
+    generation, failures, answers = hostile_class.channel.generation, hostile_class.channel.failures, 0
+    with hostile_class.channel.one_cell():
+        with pytest.raises(ChildError, match="the process of hostile took more than 2 s over one cell and was ended"):
+            for _ in range(8):
+                purify(slow)
+                answers += 1
+        assert 1 <= answers < 7
+        with pytest.raises(ChildError, match="took more than 2 s over one cell"):
+            purify(calm)
+    assert hostile_class.channel.failures == failures + 1
+    with hostile_class.channel.one_cell():
+        assert torch.equal(purify(calm), images()), "the next cell has time of its own"
+    assert hostile_class.channel.generation == generation + 1
+    for _ in range(8):  # outside any cell only each answer has a limit
+        purify(slow)
 
 
 FAULTS = {
@@ -236,6 +291,7 @@ def test_files_are_read_only_and_the_data_is_not_to_be_found(hostile_class, clas
     assert attempt(hostile_class, classifier, "write a file", str(victim)) and victim.read_text() == "mine"
     assert attempt(hostile_class, classifier, "write a file", str(HERE / "new_file.py"))
     assert not attempt(hostile_class, classifier, "write a file", "own.txt"), "its own folder is its own"
+    assert not attempt(hostile_class, classifier, "write a file", "/dev/null"), "devices, so also GPUs, can be used"
 
 
 @BOXED
@@ -296,6 +352,22 @@ def test_a_campaign_goes_on_past_a_defense_that_ends_its_process(trained_home, t
     (failed,) = (cell for cell in cells if cell.record.status == "failed")
     assert "ended itself with status 7" in failed.record.error and failed.outcomes.accuracy == 0
     assert all(cell.record.defense == "exits" for cell in cells)
+
+
+def test_a_cell_that_takes_too_long_has_failed_and_the_campaign_goes_on(trained_home, tmp_path):
+    limits = Limits(cell_seconds=6, call_seconds=60, failures=2)
+    cls = isolated("hangs", "hostile:HangsUnderAttack", path=[HERE], limits=limits)
+    wanted = ("clean.none", "white_box.fgsm.autograd.linf-0.3", "gray_box.fgsm.linf-0.1")
+    chosen = protocol.get("digits-v1-quick").limited(8)
+    chosen = replace(chosen, attacks=tuple(a for a in chosen.every_attack if a.slug in wanted), efforts=())
+    cells = campaign.run(campaign.plan([cls], chosen, contract=False), Store(tmp_path / "records"))
+    cls.channel.close()
+    found = {cell.record.spec.slug: cell.record for cell in cells}
+    assert set(found) == set(wanted)
+    failed = found.pop("white_box.fgsm.autograd.linf-0.3")
+    assert failed.status == "failed" and "took more than 6 s over one cell and was ended" in failed.error
+    assert {record.status for record in found.values()} == {"ok"}
+    assert cls.channel.failures == 1
 
 
 def test_two_children_at_once_do_not_disturb_each_other(hostile_class, sampled, classifier):

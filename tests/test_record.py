@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
-from bench.record import Record, Store, _checksum
+from bench.record import ImagesHash, Record, Store, _checksum
 
 TINY = Protocol(id="tiny-v1", dataset="digits", n_examples=4, attacks=(AttackSpec("none", "clean"),), linf_radii=(0.1,))
 
@@ -141,6 +142,25 @@ def test_the_hash_of_outcomes_covers_every_array(clean):
         changed.flat[-1] = ~changed.flat[-1] if changed.dtype == bool else 7
         hashes.add(dataclasses.replace(clean.outcomes, **{name: changed}).sha256())
     assert len(hashes) == 1 + len(clean.outcomes.arrays())
+
+
+def test_the_hash_of_images_knows_pixels_places_and_order_and_not_chunks():
+    images = np.random.default_rng(0).random((4, 1, 2, 2), dtype=np.float32)
+    rows = [0, 2, 3, 7]
+
+    def hashed(rows, images, size):
+        state = ImagesHash()
+        for start in range(0, len(rows), size):
+            state.add(rows[start : start + size], images[start : start + size])
+        return state.sha256()
+
+    assert len({hashed(rows, images, size) for size in (1, 2, 3, 4)}) == 1
+    by_hand = b"".join(row.to_bytes(8, "little") + image.tobytes() for row, image in zip(rows, images, strict=True))
+    assert hashed(rows, images, 4) == hashlib.sha256(by_hand).hexdigest()
+    changed = images.copy()
+    changed[3, 0, 1, 1] = np.nextafter(changed[3, 0, 1, 1], np.float32(2))
+    others = [([0, 2, 3, 6], images), (rows, images[::-1]), (rows, changed), (rows[:3], images[:3])]
+    assert len({hashed(*other, 4) for other in others} | {hashed(rows, images, 4)}) == 5
 
 
 # ---------------------------------------------------------------------------------------------- the schema

@@ -16,8 +16,8 @@ import pytest
 import submitted
 from submitted import CARD, NAME, PROTOCOL, TINY
 
-from bench import protocol
-from bench.record import Store
+from bench import protocol, seal
+from bench.record import SEAL, Store, _checksum
 from bench.submissions import places, rules
 from bench.submissions.rules import base
 
@@ -128,8 +128,6 @@ def _twin(root: Path) -> None:
         payload = json.loads(path.read_text())
         payload.pop("checksum")
         payload["defense"] = "twin"
-        from bench.record import _checksum
-
         payload["checksum"] = _checksum(payload)
         path.write_text(json.dumps(payload))
 
@@ -144,6 +142,10 @@ def _flip(outcomes):
 
 def _link(root: Path) -> None:
     (root / NAME / "plugin" / "data.py").symlink_to("/etc/passwd")
+
+
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
 
 
 def _bomb(root: Path) -> None:
@@ -166,6 +168,8 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "101": _rename_folder,
     "102": lambda root: (root / NAME / places.FILE).unlink(),
     "103": _link,
+    "103 a record": lambda root: _endless(_records(root) / "A.endless.seed0.json"),
+    "103 a seal": lambda root: _endless(_records(root) / SEAL),
     "104": _file("notes/idea.txt"),
     "104 in records": _file("records/readme.md"),
     "105": _file("plugin/table.py", b"#" * 1_000_001),
@@ -235,7 +239,45 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "418": _again(CLEAN, linf=lambda outcomes: outcomes.linf + np.float32(0.01)),
     "419": _twin,
     "420": _again(classifier_weights="other"),
+    "421": _again(images_sha256="0" * 63 + "x"),
+    "421 clean": lambda root: _other_images(root),
+    "422 removed": lambda root: _seal(root, lambda: (_records(root) / f"A.{CLEAN}.seed0.json").unlink()),
+    "422 replaced": lambda root: _replaced_after_the_run(root),
+    "422 edited": lambda root: _edited_after_the_run(root),
+    "422 added": lambda root: _seal(root, lambda: (_records(root) / "x.json").write_text("{}")),
+    "422 torn": lambda root: (_records(root) / SEAL).write_text("["),
+    "422 absent": _again(images_sha256="0" * 64),
 }
+
+
+def _seal(root: Path, then: Callable[[], object] = lambda: None) -> None:
+    seal.write(Store(root / NAME / "records"), PROTOCOL, NAME)
+    assert found(root) == []
+    then()
+
+
+def _edited_after_the_run(root: Path) -> None:
+    _seal(root)
+    path = next(_records(root).glob("A.gray_box.fgsm.*.json"))
+    payload = json.loads(path.read_text()) | {"blocked": 0.5}
+    payload.pop("checksum")
+    path.write_text(json.dumps(payload | {"checksum": _checksum(payload)}))
+
+
+def _replaced_after_the_run(root: Path) -> None:
+    """One record and its arrays are those of a kinder run, and nothing else is changed."""
+    _seal(root)
+    sealed = (_records(root) / SEAL).read_bytes()
+    _again(correct=lambda o: np.ones_like(o.correct))(root)
+    (_records(root) / SEAL).write_bytes(sealed)
+
+
+def _other_images(root: Path) -> None:
+    for seed in (1, 2):  # what most cells of clean images say
+        fake_records.save(
+            Store(root / f"other_{seed}" / "records"), TINY, [f"other_{seed}"], seed=0, images_sha256="a" * 64
+        )
+    _again(CLEAN, images_sha256="b" * 64)(root)
 
 
 def _fewer(root: Path) -> None:
@@ -260,8 +302,44 @@ def test_a_spoiled_submission_is_refused_by_the_rule_made_for_it(what, root):
         assert str(finding).startswith(f"S{what[:3]} submissions/{name}")
 
 
+@pytest.mark.parametrize("what", ["103 a record", "103 a seal", "111 a bomb"])
+def test_what_cannot_be_borne_is_read_by_no_rule(what, root):
+    SPOILED[what](root)
+    assert {finding.number for finding in found(root)} == {int(what[:3])}
+
+
 def test_every_rule_has_a_submission_made_for_it():
     assert {int(what[:3]) for what in SPOILED} == {rule.number for rule in rules.ALL}
+
+
+def _blamed(root: Path, *names: str) -> list[str]:
+    """The submissions that are told to be like another, of those that are looked at."""
+    alike = [rule for rule in rules.ALL if rule.number in (208, 419)]
+    found = {name: {one.number for one in told} for name, told in rules.examine(names, root, alike).items()}
+    assert set(map(frozenset, found.values())) <= {frozenset(), frozenset({208, 419})}, found
+    return [name for name, numbers in found.items() if numbers]
+
+
+def test_of_two_submissions_that_are_alike_only_the_later_is_refused(root, monkeypatch):
+    _twin(root)
+    assert _blamed(root, "twin") == ["twin"], "the other is on the board"
+    assert _blamed(root, NAME) == [NAME], "so it is the other way round"
+    assert _blamed(root, NAME, "twin") == _blamed(root, "twin", NAME) == ["twin"], "by name"
+    submitted.edit(root / "twin" / places.FILE, "year = 2026", "year = 2025")
+    assert _blamed(root, NAME, "twin") == [NAME], "by year"
+    submitted.edit(root / NAME / places.FILE, 'folder = "plugin"', "included = true")
+    assert _blamed(root, NAME, "twin") == [NAME], "not because it says that it comes with PurifyBench"
+    monkeypatch.setattr(base, "ours", lambda: {NAME})
+    assert _blamed(root, NAME, "twin") == ["twin"] and _blamed(root, NAME) == []
+
+
+def test_a_copy_with_more_or_fewer_cells_is_a_copy(root):
+    _twin(root)
+    (root / "twin" / "records" / PROTOCOL / "twin" / "A.gray_box.fgsm.linf-0.1.seed0.json").unlink()
+    assert _blamed(root, NAME, "twin") == ["twin"]
+    _again("gray_box.pgd.linf-0.1", correct=lambda o: 1 - o.correct)(root)
+    (rule,) = (rule for rule in rules.ALL if rule.number == 419)
+    assert rules.examine(["twin"], root, [rule])["twin"] == []
 
 
 def test_a_file_that_a_rule_cannot_bear_is_a_finding(root, monkeypatch):

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import save
 from submitted import NAME, PROTOCOL, TINY
 
-from bench import protocol
+from bench import protocol, seal
 from bench.breaks import schema as breaks
+from bench.cache import ChunkCache
 from bench.errors import BenchError
 from bench.isolation import Isolated
 from bench.places import home
-from bench.record import Store
-from bench.submissions import environment, places, rules, run, schema, verify, weights
+from bench.record import Cell, ImagesHash, Store
+from bench.submissions import add, environment, places, rules, run, scaffold, schema, verify, weights
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,63 @@ def test_records_of_the_child_are_those_of_the_same_class_in_this_process(measur
     assert {cell.record.cell: cell.record.lasting() for cell in cells} == theirs
 
 
+AT_ONCE = """
+import sys
+from bench import classifiers, cli, protocol
+from submitted import TINY
+protocol.PROTOCOLS = {**protocol.PROTOCOLS, TINY.id: TINY}
+classifiers.RECIPE = %r
+cli.main()
+"""
+
+
+def test_two_submissions_at_once_do_not_disturb_each_other(measured, _trained_home, tmp_path):
+    root, _, _ = measured
+    both = tmp_path / "submissions"
+    shutil.copytree(root, both, ignore=shutil.ignore_patterns("records"))
+    package = scaffold.new("sudden-end", tmp_path)
+    submitted.edit(package / "sudden_end.py", "https://example.org/paper", submitted.PAPER)
+    submitted.edit(
+        package / "sudden_end.py", "        mean = nn", "        __import__('os')._exit(3)\n        mean = nn"
+    )
+    add.add(str(package), both, authors=["Bert"])
+    shutil.copytree(_trained_home[0], tmp_path / "home")
+    variables = os.environ | {"PURIFYBENCH_HOME": str(tmp_path / "home")}
+    variables["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
+    def start(name: str) -> subprocess.Popen[str]:
+        words = [
+            "submission",
+            "run",
+            name,
+            "-p",
+            PROTOCOL,
+            "--verify",
+            "0",
+            "--root",
+            str(both),
+            "--site",
+            f"site-{name}",
+        ]
+        script = [sys.executable, "-c", AT_ONCE % _trained_home[1], *words]
+        return subprocess.Popen(
+            script, env=variables, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    running = {name: start(name) for name in (NAME, "sudden_end")}
+    said = {name: process.communicate(timeout=600)[0] for name, process in running.items()}
+    assert running[NAME].returncode == 0, said[NAME]
+    assert running["sudden_end"].returncode == 2 and "ended itself with status 3" in said["sudden_end"], said
+    alone = {cell.record.cell: cell.record.lasting() for cell in Store(root / NAME / "records").cells()}
+    beside = {cell.record.cell: cell.record.lasting() for cell in Store(both / NAME / "records").cells()}
+    assert alone == beside and len(alone) == 4
+    chains = {seal.chain(top / NAME / "records" / PROTOCOL / NAME) for top in (root, both)}
+    assert len(chains) == 1 and "" not in chains
+    assert not (both / "sudden_end" / "records").exists()
+
+
 def test_cells_measured_again_confirm_the_records(measured, command):
     root, _, _ = measured
     words = ("submission", "verify", NAME, "--root", str(root), "--seed", "1", "--cells", "3")
@@ -155,6 +213,34 @@ def _forged(root: Path, tmp_path: Path, **changes) -> Path:
 FORGED = "A.gray_box.fgsm.linf-0.1.seed0"
 
 
+def _kept(cache: ChunkCache, cell: Cell) -> tuple[str, dict[str, np.ndarray]]:
+    """The key and the arrays of the one chunk of images that a cell has among those that its run kept."""
+    rows = np.flatnonzero(cell.outcomes.attacked).tolist()
+    for path in cache.folder.glob("??/*.npz"):
+        arrays, state = cache.read(path.stem), ImagesHash()
+        if len(arrays["images"]) == len(rows):
+            state.add(rows, arrays["images"])
+        if state.sha256() == cell.record.images_sha256:
+            return path.stem, arrays
+    raise AssertionError("the run kept no such images")
+
+
+def test_images_are_hashed_as_the_run_kept_them_and_a_changed_one_is_found(measured, tmp_path, command):
+    root, _, _ = measured
+    cells = {cell.record.cell: cell for cell in Store(root / NAME / "records").cells()}
+    shutil.copytree(root.parent / "home" / "chunks", tmp_path / "chunks")
+    cache = ChunkCache(tmp_path / "chunks")
+    assert len({_kept(cache, cell)[0] for cell in cells.values()}) == 4
+    key, arrays = _kept(cache, cells[FORGED])
+    milder = arrays["images"].copy()
+    milder[0] = (milder[0] + _kept(cache, cells["A.clean.none.seed0"])[1]["images"][0]) / 2  # inside the ball
+    cache.write(key, {**arrays, "images": milder})  # checksum and all
+    words = ("submission", "verify", NAME, "--root", str(root), "--images", str(tmp_path), "--cell", FORGED)
+    status, out, _ = command(*words, "--cell", "A.clean.none.seed0")
+    assert status == 1 and "A.clean.none.seed0: confirmed" in out
+    assert f"{FORGED}: the images that were given are not those that the record was scored on" in out
+
+
 def test_an_embellished_record_is_found(measured, tmp_path, command):
     root, _, _ = measured
     right = {"correct": lambda o: np.ones_like(o.correct), "predicted": lambda o: o.label.copy()}
@@ -190,6 +276,39 @@ def test_small_differences_between_machines_are_borne_and_large_ones_are_not(mea
     turned = type(cell.outcomes)(**(cell.outcomes.arrays() | {"correct": 1 - cell.outcomes.correct}))
     worse = type(cell)(cell.record.model_copy(update={"run": far, "outcomes_sha256": turned.sha256()}), turned)
     assert "24 of 24 images come out otherwise" in verify.Comparison(cell, worse).problem
+
+
+def test_other_images_are_borne_only_from_another_machine_that_made_them_itself(measured):
+    root, _, _ = measured
+    (cell,) = (c for c in Store(root / NAME / "records").cells() if c.record.cell == FORGED)
+
+    def again(images_sha256, device=cell.record.run.device):
+        run = cell.record.run.model_copy(update={"device": device})
+        return type(cell)(cell.record.model_copy(update={"images_sha256": images_sha256, "run": run}), cell.outcomes)
+
+    assert "images_sha256 differ, on the same machine" in verify.Comparison(cell, again("0" * 64)).problem
+    assert verify.Comparison(cell, again("0" * 64, "another")).problem == ""
+    assert "are not those" in verify.Comparison(cell, again("0" * 64, "another"), found=True).problem
+    assert verify.Comparison(again(""), cell).problem == "", "a record of a harness that did not hash images"
+
+
+def test_facts_may_differ_a_little_between_machines(measured):
+    root, _, _ = measured
+    (cell,) = (c for c in Store(root / NAME / "records").cells() if c.record.cell == FORGED)
+
+    def telling(facts, device):
+        run = cell.record.run.model_copy(update={"device": device})
+        return type(cell)(cell.record.model_copy(update={"facts": facts, "run": run}), cell.outcomes)
+
+    first = telling({"flips": 0.5, "images": (900.0, 100.0)}, "one")
+    for facts, is_borne in (
+        ({"flips": 0.505, "images": (904.0, 96.0)}, True), ({"flips": 0.52, "images": (900.0, 100.0)}, False),
+        ({"flips": 0.5, "images": (880.0, 120.0)}, False), ({"flips": 0.5}, False),
+        ({"flips": 0.5, "images": (900.0,)}, False), ({"flips": 0.5, "images": (900.0, 100.0), "x": 0.0}, False),
+    ):  # fmt: skip
+        assert (verify.Comparison(first, telling(facts, "another")).problem == "") == is_borne, facts
+    near = telling({"flips": 0.505, "images": (904.0, 96.0)}, "one")
+    assert "facts differ, on the same machine" in verify.Comparison(first, near).problem
 
 
 def test_nothing_is_verified_without_records(measured, tmp_path, command):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.submissions import add, places, scaffold, schema
+from bench.submissions import add, places, rules, scaffold, schema
+from bench.submissions.rules.base import Case
 from bench.submissions.schema import SubmissionError
 
 CHECKOUT = Path(__file__).parent.parent
@@ -128,7 +129,8 @@ def test_a_file_that_is_too_large_or_a_link_or_absent_is_refused(tmp_path):
         schema.read(tmp_path / "none.toml")
 
 
-def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_traceback():
+def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_traceback(tmp_path):
+    about_it = [rule for rule in rules.ALL if rule.number // 100 == 2]
     rng = random.Random(0)
     lines = SOUND.encode().splitlines(keepends=True)
     values = [
@@ -167,6 +169,9 @@ def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_tr
             found = schema.parse(b"".join(mine))
             outcomes["read"] += 1
             assert schema.parse(schema.as_toml(found).encode()) == found
+            case = Case(tmp_path / "soft_focus", {})
+            case.__dict__["parsed"] = found  # as if it had been read
+            assert not any("no rule foresaw" in one.found for rule in about_it for one in rule.findings(case))
         except SubmissionError as problem:
             outcomes["refused"] += 1
             assert problem.problems and all("\n" not in line for line in problem.problems)

@@ -27,6 +27,7 @@ class Limits:
     threads: int = 256  # of all its processes together
     file_mb: int = 64  # the largest file it may write
     call_seconds: float = 300  # for one answer: a batch of images, forward or backward
+    cell_seconds: float = 4 * 3600  # for all answers of one cell together
     start_seconds: float = 300  # to import the plugin
     fit_seconds: float = 12 * 3600  # for one training
     failures: int = 4  # so many ends of the child; then it is not started again
@@ -35,6 +36,10 @@ class Limits:
 FULL = ("--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
 LESS = ("--net", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
 NOBODY = 65534
+_KEPT = (
+    "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG",  # the same GPU as here, in the same mode
+)  # fmt: skip
 
 # Inside new namespaces, before any submitted code: everything read-only but the child's own folder, the data hidden.
 _INSIDE = """
@@ -104,8 +109,8 @@ def describe() -> str:
 
 
 def environment(folder: Path, threads: int) -> dict[str, str]:
-    """The child's environment: nothing of the parent's but the way to find programs, and a home of its own."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    """The child's environment: nothing of the parent's but the way to find programs and GPUs, and a home of its own."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     own = {name: str(folder) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "PURIFYBENCH_HOME", "TORCH_HOME")}
     return {
         **kept, **own, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,9 +51,26 @@ class Channel:
         self._folder: Path | None = None
         self._why = ""
         self._last = ""
+        self._left: float | None = None  # seconds that the cell's answers may still take; None outside of a cell
+        self._spent = ""  # why the cell gets no more answers
+
+    def another(self) -> Channel:
+        """A second child for the same class, with all limits anew; close it."""
+        return Channel(self.name, self.point, self.python, self.path[1:], self.limits, self.data_root)
+
+    @contextlib.contextmanager
+    def one_cell(self) -> Iterator[None]:
+        """Inside, all answers together may take `cell_seconds`; then the child is ended, and every call raises."""
+        self._left, self._spent = self.limits.cell_seconds, ""
+        try:
+            yield
+        finally:
+            self._left, self._spent = None, ""
 
     def start(self) -> Message:
         """What the child says of its class; starts it where none runs. Raises ChildError."""
+        if self._left is not None and self._left <= 0:
+            raise self._out_of_time()
         if self._process is not None and self.described is not None:
             return self.described
         if self.failures >= self.limits.failures:
@@ -66,7 +83,12 @@ class Channel:
         """The child's answer, of at most `most` bytes of tensors (0: as many as a message may have). Raises ChildError;
         where the child ended, the next call starts another."""
         self.start()
-        return self._exchange(message, seconds or self.limits.call_seconds, event, most)
+        started, seconds = time.monotonic(), seconds or self.limits.call_seconds
+        try:
+            return self._exchange(message, seconds if self._left is None else min(seconds, self._left), event, most)
+        finally:
+            if self._left is not None:
+                self._left -= time.monotonic() - started
 
     def _exchange(self, message: Message, seconds: float, event: Event | None = None, most: int = 0) -> Message:
         assert self._socket is not None
@@ -83,6 +105,8 @@ class Channel:
                 wire.send(self._socket, Message({"op": event(answer)}))
                 answer = wire.receive(self._socket, deadline, most or wire.LARGEST_BODY)
         except TimeoutError as problem:
+            if seconds == self._left:
+                raise self._out_of_time() from problem
             raise self._failed(f"gave no answer within {seconds:g} s and was ended") from problem
         except (EOFError, OSError) as problem:
             raise self._failed(self._ending()) from problem
@@ -113,7 +137,7 @@ class Channel:
         child.close()
         self._socket = parent
         self.generation += 1
-        threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._process, self._output), daemon=True).start()
 
     @property
     def _output(self) -> Path:
@@ -121,13 +145,13 @@ class Channel:
         assert self._folder is not None
         return self._folder.with_name(f"{self._folder.name}.log")
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """End the child when it uses too much, for as long as it lives."""
+    def _watch(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        """End the child when it uses too much, for as long as it lives; it prints to `output`."""
         most = self.limits
         while process.poll() is None:
             used = box.usage(process.pid)
             with contextlib.suppress(OSError):
-                if self._output.stat().st_size > most.file_mb * 2**20:
+                if output.stat().st_size > most.file_mb * 2**20:
                     self._why = f"printed more than {most.file_mb} MB"
             if used.threads > most.threads:
                 self._why = f"ran more than {most.threads} threads and processes"
@@ -158,8 +182,18 @@ class Channel:
         self._last = f"the process of {self.name} {why}{said}"
         return ChildError(self._last)
 
+    def _out_of_time(self) -> ChildError:
+        """End the child, once a cell."""
+        if not self._spent:
+            self._spent = str(
+                self._failed(f"took more than {self.limits.cell_seconds:g} s over one cell and was ended")
+            )
+        return ChildError(self._spent)
+
     def _said(self) -> str:
         """The last line that the child printed."""
+        if self._folder is None:  # it ended before
+            return ""
         try:
             with self._output.open("rb") as file:
                 file.seek(max(0, self._output.stat().st_size - 4000))

@@ -30,7 +30,8 @@ from bench.isolation.wire import Message
 from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
 
-DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score")
+DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score",
+         "facts")  # fmt: skip
 FACTS = ("title", "paper", "year", "kind", "stochastic", "differentiable", "per_classifier", "trained_on", "version")
 
 
@@ -89,6 +90,7 @@ class Child:
                 ],
                 "doors": [door for door in DOORS if has_door(found, door)],
                 "source": source_hash(found),
+                "gpu": torch.cuda.is_available(),
             }
         )
 
@@ -110,11 +112,10 @@ class Child:
         header = request.header
         defense, _ = self.instances[header["id"]]
         place = torch.device(header["device"])
-        state, given = request.tensors
+        *state, given = request.tensors  # a state where the door is given a generator
         images = given.to(place).requires_grad_(bool(header["grad"]))
         before = images.detach().clone()
-        generator = Generator(place)
-        generator.set_state(state)
+        generator = Generator(place).set_state(state[0]) if state else None
         function: Callable[..., Any]
         if header["door"] == "classifier":
             function = lambda images, _: defense.classifier(images)  # noqa: E731
@@ -134,7 +135,8 @@ class Child:
             "graph": graph, "wrote": not torch.equal(images.detach(), before),
             "training": any(module.training for module in defense.modules()),
         }  # fmt: skip
-        return Message(facts, [generator.get_state(), *(output.detach() for output in outputs)])
+        after = [generator.get_state()] if generator is not None else []
+        return Message(facts, [*after, *(output.detach() for output in outputs)])
 
     def on_vjp(self, request: Message) -> Message:
         """The gradient with respect to the images of a call, given that of its outputs."""
@@ -176,6 +178,15 @@ class Child:
         return Message(
             {"units": cost.purification_units(defense, net, request.tensors[0].to(request.header["device"]))}
         )
+
+    def on_facts(self, request: Message) -> Message:
+        """What an instance tells of attacked images; this process ends with the answer."""
+        header = request.header
+        defense, _ = self.instances[header["id"]]
+        clean, attacked, correct = (tensor.to(header["device"]) for tensor in request.tensors)
+        with self._seeded(header["seed"]), torch.no_grad():
+            told = defense.facts(clean, attacked, correct)
+        return Message({"facts": {name: _numbers(value) for name, value in told.items()}})
 
     def on_fit(self, request: Message) -> Message:
         """Train an instance; the parent hears of the progress and may end it."""
@@ -255,6 +266,11 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return {"not plain": repr(value)[:200]}
+
+
+def _numbers(value: Any) -> Any:
+    """A fact as JSON can hold it."""
+    return [float(part) for part in value] if isinstance(value, tuple | list) else float(value)
 
 
 def _bounded(file_mb: int) -> None:

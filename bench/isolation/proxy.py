@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import os
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.data import Dataset
-from bench.defense import Defense, source_of
+from bench.defense import Defense, Fact, source_of
 from bench.errors import BenchError
 from bench.isolation.box import Limits
 from bench.isolation.channel import Channel, ChildError, printable
@@ -32,6 +33,7 @@ class Isolated(Defense):
 
     name: ClassVar[str]
     channel: ClassVar[Channel]
+    sees_gpu: ClassVar[bool] = False  # whether torch finds one in the child
 
     def __init__(self, classifier: nn.Module, **settings: Any) -> None:
         super().__init__(classifier)
@@ -124,6 +126,11 @@ class Isolated(Defense):
             self._place, self._generation = place, -1
         return self
 
+    @property
+    def computes_on(self) -> torch.device:
+        """The device of the child's instance, whose parameters are not here."""
+        return torch.device(self._place)
+
     def units(self, images: Tensor) -> float:
         """What a purification costs (bench.cost), counted in the child: it may lie, and the docs say so."""
         try:
@@ -131,6 +138,19 @@ class Isolated(Defense):
         except ChildError:
             return 0.0
         return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else 0.0
+
+    def _facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> Mapping[str, Fact]:
+        """What a child tells of attacked images (bench.facts checks it). One that is started for it and ends with the
+        answer: it hears which images were classified correctly, which nobody who answers later may know."""
+        asked, channel = copy.copy(self), self.channel.another()
+        asked.__dict__.update(channel=channel, _generation=-1)
+        try:
+            told = asked.request("facts", {}, [clean, attacked, correct], most=1).header.get("facts")
+        finally:
+            channel.close()
+        if not isinstance(told, Mapping):
+            raise ChildError("told no facts")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
 
     def _fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
         parts = [data.train.images, data.train.labels, data.validation.images, data.validation.labels]
@@ -216,15 +236,15 @@ class _Through(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         needed = bool(ctx.needs_input_grad[0])
         call = next(_NUMBERS)
-        state = generator.get_state() if generator is not None else torch.get_rng_state()
+        state = [generator.get_state()] if generator is not None else []
         most = max(2**24, len(images) * 2**20, LARGEST_ANSWER * images.numel() * images.element_size())
         header = {"door": door, "call": call, "grad": needed}
-        answer = owner.request("call", header, [state, images.detach()], most=most)
-        if not answer.tensors or len(answer.tensors) > 3:
+        answer = owner.request("call", header, [*state, images.detach()], most=most)
+        after, outputs = list(answer.tensors[: len(state)]), list(answer.tensors[len(state) :])
+        if not outputs or len(outputs) > 2:
             raise ChildError(f"{door} returned no tensor")
-        after, *outputs = answer.tensors
         if generator is not None:
-            _set(generator, after)
+            _set(generator, after[0])
         if answer.header.get("wrote"):
             raise ValueError("the defense wrote to its input images; work on images.clone()")
         owner.training = bool(answer.header.get("training"))
@@ -302,6 +322,7 @@ _DOORS: Mapping[str, Any] = {
     "decode": lambda self, latents: self.through("decode", latents, None)[0],
     "posterior": lambda self, images: self.through("posterior", images, None)[:2],
     "fit": Isolated._fit,
+    "facts": Isolated._facts,
 }
 _KINDS = {"title": str, "paper": str, "year": int, "kind": str, "stochastic": bool, "differentiable": bool,
           "per_classifier": bool, "trained_on": str, "version": int}  # fmt: skip
@@ -337,7 +358,8 @@ def isolated(
         body: dict[str, Any] = {
             **{fact: printable(value, 300) if isinstance(value, str) else value for fact, value in facts.items()},
             **doors, "__init__": _constructor(said["parameters"]), "__doc__": str(said["doc"]),
-            "__module__": __name__, "name": name, "channel": channel, "recipes": _recipes(said["recipes"]),
+            "__module__": __name__, "name": name, "channel": channel,
+            "sees_gpu": said.get("gpu") is True, "recipes": _recipes(said["recipes"]),
         }  # fmt: skip
         cls = cast("type[Isolated]", type(name, (Isolated,), body))
         source_of(cls, str(said["source"])[:64])

@@ -129,6 +129,9 @@ def run(
     records: Records = None,
     site: Annotated[Path, typer.Option(help="Where the preview of the site goes.")] = Path("site-preview"),
     call_seconds: Annotated[float, typer.Option(help="The longest that one answer may take.", min=1)] = 300,
+    cell_seconds: Annotated[
+        float, typer.Option(help="The longest that all answers of a cell may take.", min=1)
+    ] = 14400,
     memory_mb: Annotated[float, typer.Option(help="The most memory that the defense may use.", min=500)] = 6000,
     summary: Annotated[Path | None, typer.Option(help="Append the steps as a Markdown table to this file.")] = None,
     root: Root = places.ROOT,
@@ -150,7 +153,7 @@ def run(
         steps.run(
             name, root, quick=quick, protocol_id=protocol_id, limit=limit, records=records, site=site,
             verify=verify_cells, data_root=data_root, device=device, report=report, progress=progress.for_terminal(),
-            limits=Limits(call_seconds=call_seconds, memory_mb=memory_mb),
+            limits=Limits(call_seconds=call_seconds, cell_seconds=cell_seconds, memory_mb=memory_mb),
         )  # fmt: skip
     finally:
         if summary is not None:

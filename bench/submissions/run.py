@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import campaign, checks, claims, protocol
+from bench import campaign, checks, claims, protocol, seal
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
@@ -123,6 +123,7 @@ def run(
             cells = campaign.run(asked, Store(records), data_root=data_root, progress=progress)
             failed = [cell.record for cell in cells if cell.record.status == "failed"]
             notes.append(f"{len(cells)} cells in {records / chosen.id / name}, {len(failed)} failed")
+            notes.append(f"sealed as {seal.chain(records / chosen.id / name)}")
             notes += [f"failed: {record.cell}: {record.error[:200]}" for record in failed[:5]]
             notes += claims_beside(submission, cells)
         if limit is None and records == folder / "records":

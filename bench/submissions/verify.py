@@ -35,16 +35,26 @@ class Comparison:
 
     record: Cell
     again: Cell
+    found: bool = False  # whether the images of all cells were among those of an earlier run: none was made again
 
     @property
     def problem(self) -> str:
         """Why the record is not confirmed; "" where it is."""
         old, new = self.record.record.lasting(), self.again.record.lasting()
+        if not old["images_sha256"]:  # of a harness that did not hash images
+            del old["images_sha256"], new["images_sha256"]
         if old == new:
             return ""
+        if self.found and old.get("images_sha256") != new.get("images_sha256"):
+            return (
+                "the images that were given are not those that the record was scored on: they have images_sha256 "
+                f"{new['images_sha256'][:12]}, the record says {old['images_sha256'][:12]}"
+            )
         fields = [name for name in new if old.get(name) != new[name]]
-        known = ("outcomes_sha256", "loss_curve", "blocked", "classifier_weights", "weights", "key")
-        odd = [name for name in fields if name not in known]
+        known = (
+            "outcomes_sha256", "images_sha256", "loss_curve", "blocked", "classifier_weights", "weights", "key",
+        )  # fmt: skip
+        odd = [name for name in fields if name not in known and not (name == "facts" and self._facts_are_near)]
         before, after = (cell.outcomes.correct for cell in (self.record, self.again))
         differ = int((~np.isclose(before, after, equal_nan=True)).sum())
         same_machine = all(
@@ -54,6 +64,16 @@ class Comparison:
             return ""
         what = f"{differ} of {len(after)} images come out otherwise; {', '.join(fields)} differ"
         return what if not same_machine else f"{what}, on the same machine with the same versions"
+
+    @property
+    def _facts_are_near(self) -> bool:
+        """Whether the same facts are told, each number within a hundredth of its fact's largest (or of 1)."""
+        old, new = self.record.record.facts, self.again.record.facts
+        pairs = [(np.atleast_1d(old[name]), np.atleast_1d(new[name])) for name in old.keys() & new.keys()]
+        return old.keys() == new.keys() and all(
+            a.shape == b.shape and np.allclose(a, b, rtol=0, atol=TOLERATED * max(1, np.abs(a).max(initial=0)))
+            for a, b in pairs
+        )
 
 
 class _Guarded(Store):
@@ -70,6 +90,10 @@ class _Guarded(Store):
                 "protocol: it has another key, or is missing; run the protocol again"
             )
         return super().save(cell)
+
+
+def _files(folder: Path) -> set[Path]:
+    return set(folder.glob("??/*.npz"))
 
 
 def choose(records: Path, defense: str, protocol_id: str, count: int, seed: int | None = None) -> list[str]:
@@ -114,13 +138,14 @@ def again(
             seeds=1 + max(cell.record.seed for cell in old.values()),
         )  # fmt: skip
         with _another_home(Path(scratch) / "home", images):
-            store = _Guarded(Path(scratch) / "records", chosen)
+            store, given = _Guarded(Path(scratch) / "records", chosen), _files(home() / "chunks")
             try:
                 cells = campaign.run(asked, store, data_root=data_root, progress=progress)
             except AssertionError as problem:  # stored images beyond their radius
                 raise BenchError(f"the images do not fit their cell: {problem}") from problem
+            found = images is not None and _files(home() / "chunks") == given
         new = {cell.record.cell: cell for cell in cells}
-    return [Comparison(old[cell], new[cell]) for cell in chosen]
+    return [Comparison(old[cell], new[cell], found) for cell in chosen]
 
 
 @contextmanager
@@ -147,7 +172,7 @@ def _copy_images(source: Path, target: Path) -> None:
     """The chunks of attacked images in `source`; chunks of scores are left behind."""
     source = source / "chunks" if (source / "chunks").is_dir() else source
     cache, found = ChunkCache(source), 0
-    for path in sorted(source.glob("??/*.npz")):
+    for path in sorted(_files(source)):
         arrays = cache.read(path.stem)
         if arrays is not None and "images" in arrays:
             into = target / path.parent.name / path.name

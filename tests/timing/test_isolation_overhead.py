@@ -36,7 +36,7 @@ def test_a_gradient_through_the_seam_costs_at_most_a_fifth_more(benchmark):
     here, there = Identity(net), cls(net)
     assert torch.equal(gradient(here), gradient(there))
     pairs = [(seconds(here), seconds(there)) for _ in range(REPEATS)]  # in turn: both meet the same load
-    ratio = statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
+    ratio = statistics.median(b / a for a, b in pairs)
     benchmark.extra_info["ratio"] = ratio
     benchmark.pedantic(gradient, args=(there,), rounds=3)
     cls.channel.close()

@@ -32,8 +32,14 @@ ALL: tuple[Rule[Case], ...] = tuple(
 def examine(
     names: Iterable[str], root: Path = places.ROOT, rules: Sequence[Rule[Case]] | None = None
 ) -> dict[str, list[Finding]]:
-    """All that the rules (ALL unless told) object to in the submissions `names` under `root`, by name."""
-    cases: dict[str, Case] = {}
+    """All that the rules (ALL unless told) object to in the submissions `names` under `root`, by name.
+
+    Those that are not named are taken to be on the board already: where one of them and a named one are alike, the
+    named one is objected to; of two named ones, the later (`Case.came_after`).
+    """
+    names, cases = list(names), dict[str, Case]()
+    for name in names:
+        cases[name] = Case(root / name, cases, is_proposed=True)
     return {
         name: [finding for rule in rules or ALL for finding in rule.findings(Case.of(root / name, cases))]
         for name in names

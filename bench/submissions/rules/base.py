@@ -7,9 +7,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from bench import plugins
 from bench.record import Cell, Store
 from bench.submissions import places, schema
 from bench.submissions.schema import Submission, SubmissionError
@@ -58,6 +60,7 @@ class Case:
 
     folder: Path
     known: dict[str, Case]  # the cases read so far, by name
+    is_proposed: bool = False  # whether this is one that was asked about; the others are on the board already
 
     @classmethod
     def of(cls, folder: Path, known: dict[str, Case]) -> Case:
@@ -116,8 +119,16 @@ class Case:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All sound cells; none where the arrays are no archive of bearable size, which rule 111 says."""
-        return list(self.store.cells()) if all(map(is_bearable, self.archives)) else []
+        """All sound cells; none where something among the records is nothing to be read."""
+        return list(self.store.cells()) if self.can_be_read else []
+
+    @cached_property
+    def can_be_read(self) -> bool:
+        """Whether the records are files of bearable size, none of them a link; if not, rule 103, 105 or 111 says so."""
+        files = [path for path in self.files if path.is_relative_to(self.folder / "records")]
+        plain = all(path.is_file() and not path.is_symlink() for path in files)
+        small = plain and all(path.stat().st_size <= LARGEST_TEXT for path in files if path.name != "outcomes.npz")
+        return small and all(map(is_bearable, self.archives))
 
     @property
     def archives(self) -> list[Path]:
@@ -133,6 +144,21 @@ class Case:
     def others(self) -> Mapping[str, Case]:
         """The other submissions by name, read as far as a rule looks at them."""
         return {name: Case.of(self.root / name, self.known) for name in places.names(self.root) if name != self.name}
+
+    def came_after(self, other: Case) -> bool:
+        """Whether this is the later of two submissions that are alike, as far as files can tell.
+
+        What comes with PurifyBench was there before all others, and what is on the board before what is proposed. Of
+        two that are equal in this the one of a later year is the later one, and in the same year that of the later
+        name: one of them has to be named, and who was first a reviewer sees in the history.
+        """
+        return self._place > other._place
+
+    @cached_property
+    def _place(self) -> tuple[bool, bool, int, str]:
+        said = self.submission
+        comes_along = said is not None and said.install.included and self.name in ours()
+        return not comes_along, self.is_proposed, said.year if said else 9999, self.name
 
     def text(self, path: Path) -> str | None:
         """A file's text; None where it is no small file of UTF-8."""
@@ -172,6 +198,15 @@ class Rule(Generic[What]):
             shown = f"{case.root.name}/{path.relative_to(case.root)}" if inside else f"{path}"
             printable = "".join(c if c.isprintable() else "?" for c in shown)
             yield Finding(self.number, printable, found, expected, fix)
+
+
+def ours() -> set[str]:
+    """The defenses that the package purifybench registers."""
+    try:
+        points = metadata.distribution("purifybench").entry_points
+    except metadata.PackageNotFoundError:
+        return set()
+    return {point.name for point in points if point.group == plugins.GROUP}
 
 
 def is_bearable(path: Path) -> bool:

@@ -87,10 +87,11 @@ def radii_are_on_our_scale(case: Case) -> Iterator[Objection]:
 
 @rule(208)
 def title_is_its_own(case: Case) -> Iterator[Objection]:
-    """No other submission has the same title."""
+    """No submission that was there before has the same title."""
     said = case.submission
     for name, other in case.others.items():
-        if said and other.submission and other.submission.title.casefold() == said.title.casefold():
+        alike = said and other.submission and other.submission.title.casefold() == said.title.casefold()
+        if said and alike and case.came_after(other):
             found = f"title = {said.title!r}"
             yield case.folder / places.FILE, found, f"another one than {name}'s", "say what sets yours apart"
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 from bench import plugins
 from bench.errors import BenchError
 from bench.submissions import add, places, schema
-from bench.submissions.rules.base import Case, Objection, rule
+from bench.submissions.rules.base import Case, Objection, ours, rule
 
 BACKENDS = ("setuptools.build_meta", "hatchling.build", "flit_core.buildapi", "poetry.core.masonry.api", "pdm.backend")
 FACTS = ("title", "paper", "year", "kind")
@@ -126,8 +125,8 @@ def no_path_files(case: Case) -> Iterator[Objection]:
 @rule(310)
 def included_means_included(case: Case) -> Iterator[Objection]:
     """`included = true` is for the defenses that come with PurifyBench."""
-    if case.submission and case.submission.install.included and case.name not in _ours():
-        found, expected = "install.included = true", f"it for {', '.join(sorted(_ours()))} only"
+    if case.submission and case.submission.install.included and case.name not in ours():
+        found, expected = "install.included = true", f"it for {', '.join(sorted(ours()))} only"
         yield case.folder / places.FILE, found, expected, "give a folder or a requirement"
 
 
@@ -156,12 +155,3 @@ def _points(case: Case) -> dict[str, Any]:
 def _facts(case: Case) -> dict[str, Any]:
     assert case.plugin is not None
     return add.declared(add.of_folder(case.plugin), case.name)
-
-
-def _ours() -> set[str]:
-    """The defenses that the package purifybench registers."""
-    try:
-        points = metadata.distribution("purifybench").entry_points
-    except metadata.PackageNotFoundError:
-        return set()
-    return {point.name for point in points if point.group == plugins.GROUP}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from bench import catalog, protocol
+from bench import catalog, protocol, seal
 from bench.catalog import ATTACKS
 from bench.errors import BenchError
 from bench.protocol import Protocol
-from bench.record import Cell
+from bench.record import SEAL, Cell
 from bench.statistics import TOLERANCE
 from bench.submissions.rules.base import Case, Objection, rule
 
 AGAIN = "run the cell again"
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _view(cell: Cell) -> Protocol | None:
@@ -258,14 +260,24 @@ def clean_images_are_clean(case: Case) -> Iterator[Objection]:
 
 @rule(419)
 def records_are_not_copied(case: Case) -> Iterator[Objection]:
-    """The records are not those of another submission."""
-    mine = {
-        (c.record.protocol, c.record.cell, c.record.outcomes_sha256) for c in case.cells if c.record.attack != "none"
-    }
-    for name, other in case.others.items() if len(mine) > 1 else ():
-        theirs = {(c.record.protocol, c.record.cell, c.record.outcomes_sha256) for c in other.cells}
-        if mine <= theirs:
-            yield case.folder / "records", f"exactly the outcomes of {name}", "its own", "measure this defense"
+    """The records are not those of a submission that was there before."""
+    mine = _attacked(case)
+    for name, other in case.others.items() if mine else ():
+        theirs = _attacked(other)
+        for protocol_id in sorted(mine.keys() & theirs.keys()) if case.came_after(other) else ():
+            one, two = mine[protocol_id], theirs[protocol_id]
+            if min(len(one), len(two)) > 1 and (one <= two or two <= one):
+                path = case.folder / "records" / protocol_id
+                yield path, f"exactly the outcomes of {name}", "its own", "measure this defense"
+
+
+def _attacked(case: Case) -> dict[str, set[tuple[str, str]]]:
+    """The cells of attacked images with the hashes of their outcomes, by protocol."""
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for cell in case.cells:
+        if cell.record.attack != "none":
+            found[cell.record.protocol].add((cell.record.cell, cell.record.outcomes_sha256))
+    return found
 
 
 @rule(420)
@@ -276,3 +288,40 @@ def nets_are_shared(case: Case) -> Iterator[Objection]:
         for cell in cells:
             if cell.record.classifier_weights != usual:
                 yield case.path_of(cell), f"classifier_weights {cell.record.classifier_weights[:12]}", usual[:12], AGAIN
+
+
+@rule(421)
+def images_are_hashed(case: Case) -> Iterator[Objection]:
+    """images_sha256 is a sha256, and that of clean images is the one of most submissions."""
+    clean: dict[tuple[str, bytes], Counter[str]] = defaultdict(Counter)
+    for one in (case, *case.others.values()) if case.cells else ():
+        for cell in one.cells:
+            if cell.record.attack == "none" and SHA256.fullmatch(cell.record.images_sha256):
+                clean[_images(cell)][cell.record.images_sha256] += 1
+    for cell in case.cells:
+        mine = cell.record.images_sha256
+        if not mine:
+            continue  # of a harness that did not hash images
+        usual = clean[_images(cell)].most_common(1)
+        if not SHA256.fullmatch(mine):
+            yield case.path_of(cell), f"images_sha256 {mine[:20]!r}", "64 hex digits", AGAIN
+        elif cell.record.attack == "none" and usual[0][1] > clean[_images(cell)][mine]:
+            found = f"images_sha256 {mine[:12]} of clean images"
+            yield case.path_of(cell), found, f"{usual[0][0][:12]} as elsewhere", AGAIN
+
+
+@rule(422)
+def records_are_as_sealed(case: Case) -> Iterator[Objection]:
+    """The records are those that the run sealed: none was added, removed or replaced since."""
+    hashed = {cell.record.protocol for cell in case.cells if cell.record.images_sha256}  # by a harness that seals
+    for folder in sorted((case.folder / "records").glob("*/*/")) if case.can_be_read else ():
+        path, fix = folder / SEAL, f"purifybench run {case.name} --protocol {folder.parent.name}"
+        if not path.exists() and folder.parent.name in hashed:
+            yield path, "no seal", "the seal of a finished run", fix
+        for problem in seal.problems(folder):
+            yield path, problem, "the records that were sealed", fix
+
+
+def _images(cell: Cell) -> tuple[str, bytes]:
+    """Which images of which protocol a cell attacked."""
+    return cell.record.protocol, cell.outcomes.attacked.tobytes()
