@@ -22,6 +22,7 @@ from bench.isolation.box import Limits
 from bench.isolation.wire import Message
 
 POLL = 0.05  # seconds between two looks at what the child uses
+DIGITS = "datasets/data/digits.csv.gz"  # in scikit-learn's folder
 SHOWN = 300  # characters of what a child printed last that an error repeats
 Event = Callable[[Message], str]  # what the parent answers to an event: "go_on" or "stop"
 
@@ -40,7 +41,7 @@ class Channel:
         self, name: str, point: str, python: Path, path: Sequence[Path], limits: Limits, data_root: Path | None = None
     ) -> None:
         self.name, self.point, self.python, self.limits, self.data_root = name, point, python, limits, data_root
-        self.path = [_home_of("bench"), *path]
+        self.path = list(path)
         self.generation = 0
         self.failures = 0
         self.described: Message | None = None
@@ -104,7 +105,7 @@ class Channel:
         variables = box.environment(self._folder, threads)
         variables["PYTHONPATH"] = os.pathsep.join(map(str, self.path))
         self._why = ""
-        boxed = box.command(words, self._folder, hidden(self.data_root))
+        boxed = box.command(words, self._folder, hidden(self.data_root, self.python))
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 boxed, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables,
@@ -113,7 +114,7 @@ class Channel:
         child.close()
         self._socket = parent
         self.generation += 1
-        threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._process, self._output), daemon=True).start()
 
     @property
     def _output(self) -> Path:
@@ -121,13 +122,13 @@ class Channel:
         assert self._folder is not None
         return self._folder.with_name(f"{self._folder.name}.log")
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], output: Path) -> None:
         """End the child when it uses too much, for as long as it lives."""
         most = self.limits
         while process.poll() is None:
             used = box.usage(process.pid)
             with contextlib.suppress(OSError):
-                if self._output.stat().st_size > most.file_mb * 2**20:
+                if output.stat().st_size > most.file_mb * 2**20:
                     self._why = f"printed more than {most.file_mb} MB"
             if used.threads > most.threads:
                 self._why = f"ran more than {most.threads} threads and processes"
@@ -187,17 +188,19 @@ def printable(text: object, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def hidden(data_root: Path | None = None) -> list[Path]:
-    """Files and folders with test images, which no child shall see."""
+def hidden(data_root: Path | None = None, python: Path | None = None) -> list[Path]:
+    """Files and folders with test images, which no child shall see; `python` is the child's interpreter."""
     kept = places.home().resolve()
     found = [kept / "chunks", kept / "weights", *(root.resolve() for root in data.roots(data_root))]
     sklearn = importlib.util.find_spec("sklearn")
     if sklearn is not None and sklearn.origin is not None:
-        found.append(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz")
+        found.append(Path(sklearn.origin).parent / DIGITS)
+    if python is not None:  # whose environment may have a scikit-learn of its own
+        found += python.parent.parent.glob(f"lib/python*/site-packages/sklearn/{DIGITS}")
     return list(dict.fromkeys(path for path in found if path.exists()))
 
 
-def _home_of(package: str) -> Path:
+def home_of(package: str) -> Path:
     """The folder that a package of ours is imported from."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None
