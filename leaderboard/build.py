@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -11,11 +11,13 @@ from leaderboard import folder, pages, tables
 from leaderboard.gather import gather
 
 
-def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
+def build(stores: Sequence[Store] | Sequence[Path], out: Path, submitted: Collection[str] = ()) -> Path:
     """Write the site of all records in `stores` (or in the folders that they name) into `out`; returns its index.html.
 
     The site needs no server: it works from file:// and under any address. Files that do not count are named on the
-    pages. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not write.
+    pages. `submitted` names defenses that do not come with PurifyBench, beside those with a submission.toml next to
+    their records. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not
+    write.
     """
     gathered = gather(stores)
     if not gathered.cells:
@@ -26,5 +28,5 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path) -> Path:
             "`purifybench run identity --protocol digits-v1-quick` or `purifybench demo`, then build again"
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
-    folder.publish(pages.site(boards, gathered.problems), out)
+    folder.publish(pages.site(boards, gathered.problems, {*submitted, *gathered.submitted}), out)
     return out / "index.html"

@@ -36,18 +36,21 @@ def printed(tables: Iterable[PaperTable], defense: str) -> list[Printed]:
     return found
 
 
-def values(board: Board, rows: Sequence[Row], tables: Iterable[PaperTable]) -> dict[str, object]:
-    """What the template is given for the `rows` of one defense on `board`."""
+def values(
+    board: Board, rows: Sequence[Row], tables: Iterable[PaperTable], *, submitted: bool = False
+) -> dict[str, object]:
+    """What the template is given for the `rows` of one defense on `board`; a `submitted` one does not come with
+    PurifyBench, so its records are made again by other commands."""
     defense = rows[0].defense
     return {
         "defense": defense,
         "card": rows[0].card,
-        "sections": [_section(row, board, f"r{k}") for k, row in enumerate(rows)],
+        "sections": [_section(row, board, f"r{k}", submitted) for k, row in enumerate(rows)],
         "printed": printed(tables, defense),
     }
 
 
-def _section(row: Row, board: Board, name: str) -> dict[str, object]:
+def _section(row: Row, board: Board, name: str, submitted: bool) -> dict[str, object]:
     """What the page shows of one row; `name` is unique on the page."""
     first = row.cells[0].record
     usual = board.protocol.classifiers[0] if board.protocol else first.classifier
@@ -64,8 +67,10 @@ def _section(row: Row, board: Board, name: str) -> dict[str, object]:
         "codes": codes(row),
         "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
-        "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},
-        "command": commands.of_row(first, seeds, usual),
+        "commands": {
+            cell.record.cell: commands.of_cell(cell.record, seeds, usual, submitted=submitted) for cell in row.cells
+        },
+        "command": commands.of_row(first, seeds, usual, submitted=submitted),
         "first": first,
         "weights": _weights(row),
         "versions": _versions(row),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from bench.record import Cell, Store
 
 @dataclass(frozen=True)
 class Gathered:
-    """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out."""
+    """The cells of each protocol, ids in alphabetical order, one line for each file that was left out, and the names of
+    the defenses that were submitted and do not come with PurifyBench."""
 
     cells: dict[str, tuple[Cell, ...]]
     problems: tuple[str, ...]
+    submitted: frozenset[str] = frozenset()
 
 
 def known(protocol_id: str) -> Protocol | None:
@@ -39,7 +42,8 @@ def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:
     """
     chosen: dict[tuple[str, str, str], Cell] = {}
     problems: set[str] = set()
-    for store in [store if isinstance(store, Store) else Store(store) for store in stores]:
+    opened = [store if isinstance(store, Store) else Store(store) for store in stores]
+    for store in opened:
         for cell in store.cells():
             record = cell.record
             name = (record.protocol, record.defense, record.cell)
@@ -55,7 +59,16 @@ def gather(stores: Sequence[Store] | Sequence[Path]) -> Gathered:
     cells: dict[str, tuple[Cell, ...]] = {}
     for name in sorted(chosen):
         cells[name[0]] = (*cells.get(name[0], ()), chosen[name])
-    return Gathered(cells, tuple(sorted(problems)))
+    return Gathered(cells, tuple(sorted(problems)), frozenset(filter(None, map(_submitted, opened))))
+
+
+def _submitted(store: Store) -> str:
+    """The name of the defense that a submission.toml beside the records describes, unless it comes with PurifyBench."""
+    try:
+        described = tomllib.loads((store.root.parent / "submission.toml").read_text())
+        return "" if "included" in described["install"] else str(described["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _malformed(cell: Cell) -> str:

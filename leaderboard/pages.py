@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -30,8 +30,9 @@ class Render(Protocol):
     def __call__(self, template: str, path: str, **values: object) -> None: ...
 
 
-def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
-    """Every file of the site by its relative path; `boards` must not be empty."""
+def site(boards: Sequence[Board], problems: Sequence[str], submitted: Collection[str] = ()) -> Files:
+    """Every file of the site by its relative path; `boards` must not be empty. `submitted` names the defenses that do
+    not come with PurifyBench."""
     boards = sorted(boards, key=_prominence)
     files = {f"assets/{path.name}": path.read_bytes() for path in sorted((HERE / "static").iterdir())}
     script = bundle.classic_script()
@@ -68,7 +69,7 @@ def site(boards: Sequence[Board], problems: Sequence[str]) -> Files:
         files |= _board_files(board, render)
         for defense, rows in _by_defense(board).items():
             path = f"defense/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
-            values = {**_facts(board), **defense_page.values(board, rows, tables)}
+            values = {**_facts(board), **defense_page.values(board, rows, tables, submitted=defense in submitted)}
             render("defense.html.j2", path, board=board, is_compared=(board.id, defense) in compared, **values)
     files |= _records(boards)
     files["purifybench.bib"] = bibtex(boards)

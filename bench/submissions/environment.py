@@ -73,6 +73,7 @@ def host_folders() -> list[str]:
     spec = importlib.util.find_spec("bench")
     assert spec is not None and spec.origin is not None
     found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(spec.origin).parent.parent)]
+    found += [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]  # of the system, too
     return list(dict.fromkeys(found))
 
 

@@ -143,7 +143,8 @@ def run(
         from leaderboard.build import build
 
         others = [root / other / "records" for other in places.names(root) if other != name]
-        notes.append(str(build([records, *(other for other in others if other.is_dir())], site).resolve()))
+        stores = [records, *(other for other in others if other.is_dir())]
+        notes.append(str(build(stores, site, submitted=[name] if inside else []).resolve()))
     return cells
 
 
