@@ -28,7 +28,7 @@ FENCES = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTAL
 NAMED = ("Ada", "ada@example.org")
 
 SUBSTITUTES = {
-    "FORK=https://github.com/you/purifybench.git": "FORK=../origin.git",
+    "FORK=https://github.com/you/purifybench.git": "FORK=origin.git",
     "python -m venv .venv": "",  # the test has an environment with PurifyBench in it
     ". .venv/bin/activate": "",
     "pip install . pytest": "",

@@ -116,9 +116,8 @@ def run(
         weights.fetch(submission)
         inside = isinstance(defense, type)
         notes.append(f"in a process of its own: {box.describe()}" if inside else "comes with PurifyBench: no isolation")
-        if fresh:
-            python = environment.prepare(submission, folder, fresh=True)
-            notes.append(f"in an environment of its own, {python.parent.parent}: delete it when you are done")
+        if fresh and isinstance(defense, type) and issubclass(defense, Isolated):
+            notes.append(f"a full environment in {defense.channel.python.parent.parent}; delete it when you are done")
     try:
         with report.step(3, "contract") as notes:
             notes += _keep_contract(defense)
