@@ -36,6 +36,7 @@ SUBSTITUTES = {
     "--target installed ./median-filter",
     "purifybench submission run median-filter --quick": "purifybench submission run median-filter --quick --verify 0",
 }
+SKIPPED = "6. 2 random cells again, in a fresh process: passed"
 """A fresh process would not know the shortened protocol, hence `--verify 0`: the next command verifies in this one."""
 
 
@@ -112,14 +113,18 @@ class Reader:
         """Hold the lines that the tutorial shows against those that were printed since the last ones that it showed."""
         printed = [plain(line, kind) for line in self.said.splitlines()]
         for line in shown.splitlines():
-            assert plain(line, kind) in printed, (line, self.said)
+            if line.startswith(SKIPPED):
+                self.used.add(SKIPPED)
+            else:
+                assert plain(line, kind) in printed, (line, self.said)
         self.said = ""
 
 
 def plain(line, kind):
-    """A line without what differs from run to run: times, folders, and where `kind` is "figures", every number."""
+    """A line without what differs from run to run: times, folders, what the system allows, widths of tables, and where
+    `kind` is "figures", every number."""
     line = re.sub(r"(\d+ h )?\d+ (s|min|h)\b", "TIME", line.strip())
-    line = re.sub(r"\S*/(?=site-preview/)", "", line)
+    line = re.sub(r"\S*/(?=site-preview/)|(?<=in a process of its own: ).*|(?<=[━─])[━─]+", "", line)
     return re.sub(r"\s+", " ", re.sub(r"[\d.]+", "0", line) if kind == "figures" else line)
 
 
@@ -136,7 +141,7 @@ def test_the_tutorial_leads_from_nothing_to_a_branch_that_can_be_merged(place, s
         else:
             assert kind == "text"
             reader.output(text, more)
-    assert reader.used == SUBSTITUTES.keys()
+    assert reader.used == {*SUBSTITUTES, SKIPPED}
 
     clone = place / "purifybench"
     assert Path.cwd() == clone
