@@ -156,7 +156,9 @@ def test_the_tutorial_leads_from_nothing_to_a_branch_that_can_be_merged(place, s
     assert rules.examine(["median_filter"], clone / "submissions")["median_filter"] == []
     cells = list(Store(clone / "submissions" / "median_filter" / "records").cells("digits-v1-quick"))
     assert len(cells) == len(protocol.get("digits-v1-quick").attacks) > 30
-    assert "median_filter" in (clone / "site-preview" / "index.html").read_text()
+    site = clone / "site-preview"
+    assert 'href="board/digits-v1-quick.html"' in (site / "index.html").read_text()
+    assert "median_filter" in (site / "board" / "digits-v1-quick.html").read_text()
 
 
 def test_every_link_of_the_tutorial_leads_somewhere():

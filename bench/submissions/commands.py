@@ -120,7 +120,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Fresh = Annotated[
     bool,
     typer.Option(
-        "--fresh", help="A full environment, not one over this: 6 GB, two minutes of pip; kept for the next time."
+        "--fresh", help="A full environment, not one over this: 6 GB, some minutes of pip; kept for the next time."
     ),
 ]
 
