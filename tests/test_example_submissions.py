@@ -33,17 +33,16 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """The two modules, by name, as long as this file's tests run."""
+@pytest.fixture
+def modules(monkeypatch):
+    """The two modules, by name."""
     found = {}
     for name, (path, _) in SOURCES.items():
         spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = found[name] = importlib.util.module_from_spec(spec)
+        found[name] = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, found[name])
         spec.loader.exec_module(found[name])
-    yield found
-    for name in SOURCES:
-        sys.modules.pop(name, None)
+    return found
 
 
 def test_an_entry_has_whole_records_of_both_quick_protocols(name):  # that it keeps the rules: test_submission_rules.py
