@@ -15,9 +15,10 @@ from leaderboard.gather import gather
 def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: Sequence[Path] = ()) -> Path:
     """Write the site of all records in `stores` (or in the folders that they name) into `out`; returns its index.html.
 
-    Claims and breaks are those of the folders of `submissions`, and of the submissions that `stores` belong to. The
-    site needs no server: it works from file:// and under any address. Files that do not count are named on the pages.
-    Raises BenchError if there is no sound record at all, or if `out` holds anything that we did not write.
+    Claims, breaks and how to install a defense are those of the folders of `submissions`, and of the submissions that
+    `stores` belong to. The site needs no server: it works from file:// and under any address. Files that do not count
+    are named on the pages. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did
+    not write.
     """
     gathered = gather(stores, submissions)
     if not gathered.cells:
@@ -29,5 +30,5 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: S
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
     boards = [with_breaks(board, gathered.breaks) for board in boards]
-    folder.publish(pages.site(boards, gathered.problems, gathered.claims), out)
+    folder.publish(pages.site(boards, gathered.problems, gathered.submissions), out)
     return out / "index.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.submissions.schema import Claim
+from bench.submissions.schema import Submission
 from leaderboard import commands, refusals, views
 from leaderboard.breakers import breakers
 from leaderboard.claims import claim_lines
@@ -39,21 +39,24 @@ def printed(tables: Iterable[PaperTable], defense: str) -> list[Printed]:
 
 
 def values(
-    board: Board, rows: Sequence[Row], tables: Iterable[PaperTable], claims: Sequence[Claim] = ()
+    board: Board, rows: Sequence[Row], tables: Iterable[PaperTable], submission: Submission | None = None
 ) -> dict[str, object]:
-    """What the template is given for the `rows` of one defense on `board`, whose authors made `claims`."""
+    """What the template is given for the `rows` of one defense on `board`; `submission` says what its authors claim.
+
+    A submission that does not come with PurifyBench is measured again by other commands."""
     defense = rows[0].defense
     return {
         "defense": defense,
         "card": rows[0].card,
-        "sections": [_section(row, board, f"r{k}", claims) for k, row in enumerate(rows)],
+        "sections": [_section(row, board, f"r{k}", submission) for k, row in enumerate(rows)],
         "printed": printed(tables, defense),
     }
 
 
-def _section(row: Row, board: Board, name: str, claims: Sequence[Claim]) -> dict[str, object]:
+def _section(row: Row, board: Board, name: str, submission: Submission | None) -> dict[str, object]:
     """What the page shows of one row; `name` is unique on the page."""
     first = row.cells[0].record
+    submitted = submission is not None and not submission.install.included
     usual = board.protocol.classifiers[0] if board.protocol else first.classifier
     seeds = max(row.seeds) + 1
     return {
@@ -65,14 +68,16 @@ def _section(row: Row, board: Board, name: str, claims: Sequence[Claim]) -> dict
         "showcases": views.showcases(row),
         "opened": row.effort.headline_radii[0] if row.effort and row.effort.headline_radii else None,
         "breakers": breakers(row),
-        "claims": claim_lines(row, claims),
+        "claims": claim_lines(row, submission.claims if submission else ()),
         "codes": codes(row),
         "refusals": refusals.of_row(row),
         "risk": refusals.risk_coverage(row, f"{name}r"),
         "distortions": views.distortions(row),
         "lines": views.cell_lines(row),
-        "commands": {cell.record.cell: commands.of_cell(cell.record, seeds, usual) for cell in row.cells},
-        "command": commands.of_row(first, seeds, usual),
+        "commands": {
+            cell.record.cell: commands.of_cell(cell.record, seeds, usual, submitted=submitted) for cell in row.cells
+        },
+        "command": commands.of_row(first, seeds, usual, submitted=submitted),
         "first": first,
         "weights": _weights(row),
         "versions": _versions(row),

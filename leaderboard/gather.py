@@ -17,17 +17,17 @@ from bench.errors import BenchError
 from bench.protocol import Protocol
 from bench.record import SEAL, Cell, Store
 from bench.submissions import places, schema
-from bench.submissions.schema import Claim
+from bench.submissions.schema import Submission
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out; the claims
-    of each submission by its name, and the breaks that keep their rules."""
+    """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out; what
+    submissions say of themselves, by name, and the breaks that keep their rules."""
 
     cells: dict[str, tuple[Cell, ...]]
     problems: tuple[str, ...]
-    claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)
+    submissions: Mapping[str, Submission] = field(default_factory=dict)
     breaks: tuple[Kept, ...] = ()
 
 
@@ -71,20 +71,20 @@ def gather(stores: Sequence[Store] | Sequence[Path], submissions: Sequence[Path]
         cells[name[0]] = (*cells.get(name[0], ()), chosen[name])
     found = [*submissions, *(store.root.parent for store in stores if store.root.name == "records")]
     folders = [path for path in dict.fromkeys(path.resolve() for path in found) if (path / places.FILE).is_file()]
-    claims, complaints = _claims(folders)
+    described, complaints = _described(folders)
     breaks, findings = _breaks(folders)
-    return Gathered(cells, tuple(sorted({*problems, *complaints, *findings})), claims, breaks)
+    return Gathered(cells, tuple(sorted({*problems, *complaints, *findings})), described, breaks)
 
 
-def _claims(folders: Iterable[Path]) -> tuple[dict[str, tuple[Claim, ...]], list[str]]:
-    """What submissions claim, by name, and the descriptions that cannot be read."""
-    claims, problems = dict[str, tuple[Claim, ...]](), list[str]()
+def _described(folders: Iterable[Path]) -> tuple[dict[str, Submission], list[str]]:
+    """What submissions say of themselves, by name, and the descriptions that cannot be read."""
+    described, problems = dict[str, Submission](), list[str]()
     for folder in folders:
         try:
-            claims.setdefault(folder.name, schema.read(folder / places.FILE).claims)
+            described.setdefault(folder.name, schema.read(folder / places.FILE))
         except BenchError as problem:
             problems.append(str(problem).replace(f"{folder.parent}/", ""))
-    return claims, problems
+    return described, problems
 
 
 def _breaks(folders: Sequence[Path]) -> tuple[tuple[Kept, ...], list[str]]:

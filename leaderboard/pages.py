@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from bench.protocol import TRACKS
-from bench.submissions.schema import Claim
+from bench.submissions.schema import Submission
 from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, views
 from leaderboard.attack_page import attack_pages
 from leaderboard.breakers import toll
@@ -23,7 +23,7 @@ from leaderboard.tables import Board, Row
 _DATASETS = ("mnist", "fmnist", "digits")  # the order of boards that are otherwise alike
 _EXPORTS = {"csv": exports.as_csv, "json": exports.as_json, "tex": exports.as_latex}
 _ALL_RECORDS = "records/all.zip"
-_NO_CLAIMS: Mapping[str, Sequence[Claim]] = MappingProxyType({})
+_NONE: Mapping[str, Submission] = MappingProxyType({})
 Files = dict[str, bytes]
 
 
@@ -33,8 +33,9 @@ class Render(Protocol):
     def __call__(self, template: str, path: str, **values: object) -> None: ...
 
 
-def site(boards: Sequence[Board], problems: Sequence[str], claims: Mapping[str, Sequence[Claim]] = _NO_CLAIMS) -> Files:
-    """Every file of the site by its relative path; `boards` must not be empty, `claims` are by defense."""
+def site(boards: Sequence[Board], problems: Sequence[str], submissions: Mapping[str, Submission] = _NONE) -> Files:
+    """Every file of the site by its relative path; `boards` must not be empty. `submissions` are by defense: what they
+    claim, and whether they come with PurifyBench."""
     boards = sorted(boards, key=_prominence)
     files = {f"assets/{path.name}": path.read_bytes() for path in sorted((HERE / "static").iterdir())}
     script = bundle.classic_script()
@@ -71,7 +72,7 @@ def site(boards: Sequence[Board], problems: Sequence[str], claims: Mapping[str, 
         files |= _board_files(board, render)
         for defense, rows in _by_defense(board).items():
             path = f"defense/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
-            values = {**_facts(board), **defense_page.values(board, rows, tables, claims.get(defense, ()))}
+            values = {**_facts(board), **defense_page.values(board, rows, tables, submissions.get(defense))}
             render("defense.html.j2", path, board=board, is_compared=(board.id, defense) in compared, **values)
     files |= _records(boards)
     files["purifybench.bib"] = bibtex(boards)

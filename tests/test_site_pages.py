@@ -207,6 +207,26 @@ def test_commands_make_a_cell_again() -> None:
     assert commands.of_cell(record(spec=DEEP.attacks[-1]), 1, "A") == whole  # a cascade needs what came before it
     hostile = fake_records.cell(TINY, "x; rm -rf ~", TINY.attacks[1], recipe="$(reboot)").record
     assert commands.of_row(hostile, 1, "A") == "purifybench run 'x; rm -rf ~' --protocol tiny-v1 --recipe '$(reboot)'"
+    assert commands.of_row(record(), 1, "A", submitted=True) == (
+        "purifybench submission run my_defense --protocol tiny-v1 --limit 5"
+    )
+    assert commands.of_cell(hostile, 1, "A", submitted=True) == (
+        f"purifybench submission verify 'x; rm -rf ~' --protocol tiny-v1 --cell {hostile.cell}"
+    )
+
+
+def test_the_commands_of_a_submission_are_those_that_install_it(tmp_path: Path) -> None:
+    def shown(install: str) -> str:
+        store = Store(tmp_path / "records")
+        tiny_cells(store, "kmeans", [ALL, HALF, NONE])
+        (tmp_path / "submission.toml").write_text(f'name = "kmeans"\n[install]\n{install}\n')
+        out = build([store], tmp_path / "site").parent
+        return (out / "defense" / "tiny-v1" / "kmeans.html").read_text()
+
+    assert "purifybench run kmeans" in shown("included = true")
+    foreign = shown('folder = "plugin"')
+    assert "purifybench submission run kmeans --protocol tiny-v1" in foreign
+    assert "purifybench submission verify kmeans" in foreign and "purifybench run" not in text_of(foreign)
 
 
 def test_a_defense_names_the_tables_that_print_it() -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bench import protocol, seal
 from bench.breaks import schema as breaks
 from bench.cache import ChunkCache
 from bench.errors import BenchError
-from bench.isolation import Isolated
+from bench.isolation import Isolated, channel
 from bench.places import home
 from bench.record import Cell, ImagesHash, Store
 from bench.submissions import add, environment, places, rules, run, scaffold, schema, verify, weights
@@ -377,6 +378,110 @@ def test_an_overlay_is_small_and_its_own(tmp_path):
         [tmp_path / "env" / "bin" / "python", "-c", script], capture_output=True, text=True, check=True, env=kept
     )
     assert done.stdout.split() == [sys.modules["bench"].__file__, str(tmp_path / "env")]
+
+
+def test_a_run_that_was_stopped_goes_on(measured, tmp_path, monkeypatch, command):
+    root, _, _ = measured
+    shutil.copytree(root, tmp_path / "submissions")
+    folder = tmp_path / "submissions" / NAME
+    for path in sorted((folder / "records").rglob("*.json"))[2:]:
+        path.unlink()
+    assert [found.number for found in rules.examine([NAME], tmp_path / "submissions")[NAME]] == [408]
+    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+    status, out, err = command("submission", "run", NAME, "--root", str(folder.parent), "-p", PROTOCOL, "--verify", "0")
+    assert (status, out.count(": passed")) == (0, 6), (out, err)
+
+
+# ---------------------------------------------------------------------------------------------- a full environment
+
+
+@pytest.fixture
+def without_dependencies(monkeypatch):
+    """pip as it is, but for what it would download: 6 GB of torch and the rest."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_NO_DEPS", "1")
+
+
+def _asked(python: Path, code: str) -> str:
+    return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_fresh_environment_holds_the_harness_and_the_submission_and_sees_nothing_of_this_one(
+    root, without_dependencies
+):
+    described = schema.read(root / NAME / places.FILE)
+    python = environment.prepare(described, root / NAME, fresh=True)
+    place = python.parent.parent
+    assert not list(place.rglob("host.pth")) and python != environment.prepare(described, root / NAME)
+    assert environment.entry_point(python, described, root / NAME) == "soft_focus:SoftFocus"
+    where = "import importlib.util as i; print(i.find_spec('bench').origin)"
+    assert Path(_asked(python, where)).is_relative_to(place)
+    packages = "from importlib.metadata import distributions as d; print(*sorted(x.name for x in d()))"
+    assert set(_asked(python, packages).split()) <= {"pip", "purifybench", "setuptools", "soft-focus"}
+    for ours in ("bench/isolation/child.py", "bench/defense.py"):
+        (theirs,) = place.glob(f"lib/python*/site-packages/{ours}")
+        assert theirs.read_bytes() == (Path(run.__file__).parents[2] / ours).read_bytes()
+    (place / "kept").touch()
+    environment.prepare(described, root / NAME, fresh=True)
+    assert (place / "kept").exists(), "it is made once"
+
+
+def test_pip_is_asked_for_the_harness_and_the_submission_at_once(root, monkeypatch):
+    """Together, so that it finds versions that suit both; a folder is asked for as a wheel built here."""
+    asked = []
+    monkeypatch.setattr(environment, "_pip", lambda name, words: asked.append(words))
+    monkeypatch.setattr(environment, "_built", lambda source, into, name: into / f"{source.name}.whl")
+    described = schema.read(root / NAME / places.FILE)
+    environment.prepare(described, root / NAME, fresh=True)
+    install = schema.Install(requirement="soft-focus==1.0")
+    environment.prepare(described.model_copy(update={"install": install}), root / NAME, fresh=True)
+    folder, requirement = asked
+    checkout = Path(run.__file__).parents[2].name
+    assert folder[0] == "--python" and [Path(word).name for word in folder[-2:]] == [f"{checkout}.whl", "source.whl"]
+    assert requirement[-1] == "soft-focus==1.0" and Path(requirement[-2]).name == f"{checkout}.whl"
+    assert requirement[3:-2] == ["--no-warn-script-location", "--only-binary", ":all:"]
+
+
+def test_an_installed_harness_is_packed_again(tmp_path, monkeypatch):
+    """Where there is no checkout, the wheel is put together from what is installed; pip takes it like any other."""
+    wheel = environment.harness(tmp_path / "built")
+    target = tmp_path / "installed"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*install, target, wheel], check=True, capture_output=True)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+        "from bench.submissions import environment\nprint(environment.harness(Path(sys.argv[2])))"
+    )
+    words = [sys.executable, "-c", script, target, tmp_path / "again"]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=kept, cwd=tmp_path)
+    again = zipfile.ZipFile(done.stdout.strip())
+    with zipfile.ZipFile(wheel) as first:
+        names = {name for name in first.namelist() if not name.endswith("RECORD")}
+        assert {name for name in again.namelist() if not name.endswith("RECORD")} == names
+        assert all(first.read(name) == again.read(name) for name in names)
+    subprocess.run([*install, tmp_path / "third", done.stdout.strip()], check=True, capture_output=True)
+    assert (tmp_path / "third" / "bench" / "cli.py").exists()
+
+
+def test_the_childs_own_copy_of_the_digits_is_hidden(tmp_path):
+    data = tmp_path / "lib" / "python3.11" / "site-packages" / "sklearn" / "datasets" / "data" / "digits.csv.gz"
+    data.parent.mkdir(parents=True)
+    data.touch()
+    assert data in channel.hidden(None, tmp_path / "bin" / "python")
+    assert data not in channel.hidden(None, tmp_path / "other" / "bin" / "python")
+
+
+def test_what_comes_along_gets_no_fresh_environment(command):
+    root = Path(__file__).parent.parent / "submissions"
+    status, _, err = command("submission", "run", "kmeans", "--root", str(root), "--limit", "2", "--fresh")
+    assert status == 2 and "kmeans comes with PurifyBench: no environment is made for it; leave --fresh out" in err
+
+
+def test_an_overlay_sees_the_systems_packages_too(monkeypatch, tmp_path):
+    system = tmp_path / "dist-packages"
+    monkeypatch.syspath_prepend(system)
+    assert str(system) in environment.host_folders()
 
 
 def test_a_defense_that_comes_along_needs_no_environment(tmp_path):

@@ -22,6 +22,7 @@ from bench.isolation.box import Limits
 from bench.isolation.wire import Message
 
 POLL = 0.05  # seconds between two looks at what the child uses
+DIGITS = "datasets/data/digits.csv.gz"  # in scikit-learn's folder
 SHOWN = 300  # characters of what a child printed last that an error repeats
 Event = Callable[[Message], str]  # what the parent answers to an event: "go_on" or "stop"
 
@@ -40,7 +41,7 @@ class Channel:
         self, name: str, point: str, python: Path, path: Sequence[Path], limits: Limits, data_root: Path | None = None
     ) -> None:
         self.name, self.point, self.python, self.limits, self.data_root = name, point, python, limits, data_root
-        self.path = [_home_of("bench"), *path]
+        self.path = list(path)
         self.generation = 0
         self.failures = 0
         self.described: Message | None = None
@@ -128,7 +129,7 @@ class Channel:
         variables = box.environment(self._folder, threads)
         variables["PYTHONPATH"] = os.pathsep.join(map(str, self.path))
         self._why = ""
-        boxed = box.command(words, self._folder, hidden(self.data_root))
+        boxed = box.command(words, self._folder, hidden(self.data_root, self.python))
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 boxed, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables,
@@ -221,17 +222,19 @@ def printable(text: object, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def hidden(data_root: Path | None = None) -> list[Path]:
-    """Files and folders with test images, which no child shall see."""
+def hidden(data_root: Path | None = None, python: Path | None = None) -> list[Path]:
+    """Files and folders with test images, which no child shall see; `python` is the child's interpreter."""
     kept = places.home().resolve()
     found = [kept / "chunks", kept / "weights", *(root.resolve() for root in data.roots(data_root))]
     sklearn = importlib.util.find_spec("sklearn")
     if sklearn is not None and sklearn.origin is not None:
-        found.append(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz")
+        found.append(Path(sklearn.origin).parent / DIGITS)
+    if python is not None:  # whose environment may have a scikit-learn of its own
+        found += python.parent.parent.glob(f"lib/python*/site-packages/sklearn/{DIGITS}")
     return list(dict.fromkeys(path for path in found if path.exists()))
 
 
-def _home_of(package: str) -> Path:
+def home_of(package: str) -> Path:
     """The folder that a package of ours is imported from."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None

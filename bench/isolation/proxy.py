@@ -21,7 +21,7 @@ from bench.data import Dataset
 from bench.defense import Defense, Fact, source_of
 from bench.errors import BenchError
 from bench.isolation.box import Limits
-from bench.isolation.channel import Channel, ChildError, printable
+from bench.isolation.channel import Channel, ChildError, home_of, printable
 from bench.isolation.wire import Message, tuples
 from bench.progress import Advance, Progress
 
@@ -336,16 +336,19 @@ def isolated(
     path: Sequence[Path] = (),
     limits: Limits = Limits(),  # noqa: B008 - frozen
     data_root: Path | None = None,
+    own_harness: bool = False,
 ) -> type[Isolated]:
     """The class that the entry point `point` ("module:Class") names, in a child process of the interpreter `python`.
 
-    `path` are folders from which the child may import, besides what its interpreter finds; `data_root` is hidden from
-    it, as are the data sets in their usual places. Raises BenchError where the child cannot be started, the class does
+    `path` are folders from which the child may import, besides what its interpreter finds; `own_harness` says that the
+    interpreter has PurifyBench installed, so that nothing is imported from here. `data_root` is hidden from the child,
+    as are the data sets in their usual places. Raises BenchError where the child cannot be started, the class does
     not import, or what it declares makes no sense.
     """
     if os.name != "posix":
         raise BenchError(f"{name} cannot be run in a process of its own on this system; use Linux or macOS")
-    channel = Channel(name, point, Path(python), [Path(one).resolve() for one in path], limits, data_root)
+    folders = [*([] if own_harness else [home_of("bench")]), *(Path(one).resolve() for one in path)]
+    channel = Channel(name, point, Path(python), folders, limits, data_root)
     try:
         said = channel.start().header
         facts = said["facts"]

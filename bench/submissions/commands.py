@@ -117,6 +117,12 @@ Name = Annotated[str, typer.Argument(help="The submission's name.")]
 Records = Annotated[Path | None, typer.Option(help="Folder of the records. Default: the submission's own.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds MNIST/raw.", envvar="PURIFYBENCH_DATA")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="A full environment, not one over this: 6 GB, some minutes of pip; kept for the next time."
+    ),
+]
 
 
 @submission_app.command()
@@ -133,6 +139,7 @@ def run(
         float, typer.Option(help="The longest that all answers of a cell may take.", min=1)
     ] = 14400,
     memory_mb: Annotated[float, typer.Option(help="The most memory that the defense may use.", min=500)] = 6000,
+    fresh: Fresh = False,
     summary: Annotated[Path | None, typer.Option(help="Append the steps as a Markdown table to this file.")] = None,
     root: Root = places.ROOT,
     data_root: DataRoot = None,
@@ -140,7 +147,8 @@ def run(
 ) -> None:
     """Do what CI does: rules, environment, contract, protocol, two cells again, a preview of the site.
 
-    The defense runs in a process of its own, in an environment over this one; docs/isolation.md says what that stops.
+    The defense runs in a process of its own, in an environment over this one, or with --fresh in one that sees nothing
+    of this one. docs/isolation.md says what that stops.
 
         purifybench submission run my-defense --quick
     """
@@ -153,7 +161,7 @@ def run(
         steps.run(
             name, root, quick=quick, protocol_id=protocol_id, limit=limit, records=records, site=site,
             verify=verify_cells, data_root=data_root, device=device, report=report, progress=progress.for_terminal(),
-            limits=Limits(call_seconds=call_seconds, cell_seconds=cell_seconds, memory_mb=memory_mb),
+            limits=Limits(call_seconds=call_seconds, cell_seconds=cell_seconds, memory_mb=memory_mb), fresh=fresh,
         )  # fmt: skip
     finally:
         if summary is not None:
@@ -171,6 +179,7 @@ def verify(
         Path | None, typer.Option(help="Score the attacked images of this PURIFYBENCH_HOME; default: attack again.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Choose the cells by this seed.")] = None,
+    fresh: Fresh = False,
     records: Records = None,
     root: Root = places.ROOT,
     data_root: DataRoot = None,
@@ -191,7 +200,7 @@ def verify(
         raise BenchError(f"there are no records of {folder.name} in {stored}; purifybench submission run {name}")
     wanted = {one: cell or verification.choose(stored, folder.name, one, cells, seed) for one in protocols}
     refused = False
-    with steps.opened(name, root, data_root) as (_, defense):
+    with steps.opened(name, root, data_root, fresh=fresh) as (_, defense):
         for one, chosen in wanted.items():
             for found in verification.again(
                 defense, folder.name, stored, one, chosen, images=images, data_root=data_root, device=device

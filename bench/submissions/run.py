@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,18 +58,20 @@ class Report:
 
 @contextmanager
 def opened(
-    name: str, root: Path, data_root: Path | None = None, limits: Limits | None = None
+    name: str, root: Path, data_root: Path | None = None, limits: Limits | None = None, *, fresh: bool = False
 ) -> Iterator[tuple[Submission, str | type[Defense]]]:
     """A submission and its defense: the name of one that comes with PurifyBench, else a class in a child process, which
-    is ended on leaving."""
+    is ended on leaving. `fresh` gives the process a full environment, in which nothing is seen of this one."""
     folder = places.folder(name, root)
     submission = schema.read(folder / places.FILE)
+    python = environment.prepare(submission, folder, fresh=fresh)
     if submission.install.included:
         yield submission, submission.name
         return
-    python = environment.prepare(submission, folder)
     point = environment.entry_point(python, submission, folder)
-    cls = isolated(submission.name, point, python=python, limits=limits or Limits(), data_root=data_root)
+    cls = isolated(
+        submission.name, point, python=python, limits=limits or Limits(), data_root=data_root, own_harness=fresh
+    )
     try:
         yield submission, cls
     finally:
@@ -95,6 +97,7 @@ def run(
     data_root: Path | None = None,
     device: str = "auto",
     limits: Limits | None = None,
+    fresh: bool = False,
     report: Report,
     progress: Progress,
 ) -> list[Cell]:
@@ -106,13 +109,15 @@ def run(
     name = folder.name
     records = records or (folder / "records" if limit is None else Path("results"))
     with report.step(1, "rules of files, description and code"):
-        _keep_rules(name, root)
+        _keep_rules(name, root, [rule for rule in rules.ALL if rule.number < 400])  # records may be half a run's
     with report.step(2, "environment and code") as notes:
-        entered = opened(name, root, data_root, limits)
+        entered = opened(name, root, data_root, limits, fresh=fresh)
         submission, defense = entered.__enter__()
         weights.fetch(submission)
         inside = isinstance(defense, type)
         notes.append(f"in a process of its own: {box.describe()}" if inside else "comes with PurifyBench: no isolation")
+        if fresh and isinstance(defense, type) and issubclass(defense, Isolated):
+            notes.append(f"a full environment in {defense.channel.python.parent.parent}; delete it when you are done")
     try:
         with report.step(3, "contract") as notes:
             notes += _keep_contract(defense)
@@ -133,7 +138,7 @@ def run(
         entered.__exit__(None, None, None)
     if verify and any(cell.record.status == "ok" for cell in cells):
         with report.step(6, f"{verify} random cells again, in a fresh process") as notes:
-            notes += _verified(name, root, chosen.id, records, verify, data_root, device)
+            notes += _verified(name, root, chosen.id, records, verify, data_root, device, fresh)
     with report.step(7, "preview of the site") as notes:
         from leaderboard.build import build
 
@@ -143,8 +148,8 @@ def run(
     return cells
 
 
-def _keep_rules(name: str, root: Path) -> None:
-    findings = rules.examine([name], root)[name]
+def _keep_rules(name: str, root: Path, some: Sequence[rules.Rule[rules.Case]] | None = None) -> None:
+    findings = rules.examine([name], root, some)[name]
     if findings:
         shown = "; ".join(str(finding) for finding in findings[:20])
         raise BenchError(f"{len(findings)} findings: {shown}")
@@ -163,12 +168,19 @@ def _keep_contract(defense: str | type[Defense]) -> list[str]:
 
 
 def _verified(
-    name: str, root: Path, protocol_id: str, records: Path, count: int, data_root: Path | None, device: str
+    name: str,
+    root: Path,
+    protocol_id: str,
+    records: Path,
+    count: int,
+    data_root: Path | None,
+    device: str,
+    fresh: bool,
 ) -> list[str]:
     words = [
         sys.executable, "-m", "bench.cli", "submission", "verify", name, "--root", str(root), "--records", str(records),
         "--protocol", protocol_id, "--cells", str(count), "--device", device,
-        *(("--data-root", str(data_root)) if data_root else ()),
+        *(("--data-root", str(data_root)) if data_root else ()), *(("--fresh",) if fresh else ()),
     ]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     said = [line for line in done.stdout.splitlines() if line.strip()]

@@ -130,7 +130,8 @@ def no_cell_is_missing(case: Case) -> Iterator[Objection]:
             if missing:
                 some = ", ".join(missing[:3])
                 found = f"{len(missing)} cells missing for classifier {classifier}, seed {seed}: {some}"
-                fix = f"purifybench run {case.name} --protocol {protocol_id}"
+                ours = case.submission is None or case.submission.install.included
+                fix = f"purifybench {'run' if ours else 'submission run'} {case.name} --protocol {protocol_id}"
                 yield case.folder / "records" / protocol_id, found, "all cells of the protocol", fix
 
 
