@@ -125,13 +125,14 @@ def _by_defense(board: Board) -> dict[str, list[Row]]:
 
 def _prominence(board: Board) -> tuple[object, ...]:
     """The order of boards: known before unknown, papers' evaluations behind the others, full before quick and limited,
-    ranked before draft, then by name."""
+    those of defenses that may refuse behind the others, ranked before draft, then by name."""
     protocol = board.protocol
     if protocol is None:
         return (True, board.id)
     place = _DATASETS.index(protocol.dataset) if protocol.dataset in _DATASETS else len(_DATASETS)
     is_small = ("+limit" in board.id, "-quick" in board.id)
-    return (False, repeats_paper(board), *is_small, not protocol.ranked, protocol.is_draft, place, board.id)
+    kind = (protocol.is_selective, not protocol.ranked, protocol.is_draft)
+    return (False, repeats_paper(board), *is_small, *kind, place, board.id)
 
 
 def _facts(board: Board) -> dict[str, object]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from bench.errors import BenchError
 from bench.submissions import add, places, rules, scaffold, schema
@@ -129,44 +130,76 @@ def test_a_file_that_is_too_large_or_a_link_or_absent_is_refused(tmp_path):
         schema.read(tmp_path / "none.toml")
 
 
+LINES = SOUND.encode().splitlines(keepends=True)
+VALUES = (
+    b"", b"[]", b"{}", b"1e999", b"nan", b"-1", b"true", b'"x"', b"[[[]]]", b"1979-05-27", b'"\\u0000"', b"'''",
+)  # fmt: skip
+Edit = Callable[[list[bytes]], None]
+
+
+def _repeats(at: int, of: int) -> Edit:
+    return lambda lines: lines.insert(at % (len(lines) + 1), LINES[of])
+
+
+def _deletes(at: int) -> Edit:
+    def edit(lines: list[bytes]) -> None:
+        if len(lines) > 1:
+            del lines[at % len(lines)]
+
+    return edit
+
+
+def _gives(at: int, value: bytes) -> Edit:
+    def edit(lines: list[bytes]) -> None:
+        lines[at % len(lines)] = lines[at % len(lines)].partition(b"=")[0] + b"= " + value + b"\n"
+
+    return edit
+
+
+def _spoils(at: int, place: int, byte: bytes) -> Edit:
+    def edit(lines: list[bytes]) -> None:
+        line = lines[at % len(lines)]
+        where = place % len(line) if line else 0
+        lines[at % len(lines)] = line[:where] + byte + line[where + 1 :]
+
+    return edit
+
+
+def _replaces(at: int, line: bytes) -> Edit:
+    def edit(lines: list[bytes]) -> None:
+        lines[at % len(lines)] = line
+
+    return edit
+
+
+POSITION = strategies.integers(0, 40)
+EDITS = strategies.lists(
+    strategies.one_of(
+        strategies.builds(_repeats, POSITION, strategies.integers(0, len(LINES) - 1)),
+        strategies.builds(_deletes, POSITION),
+        strategies.builds(_gives, POSITION, strategies.sampled_from(VALUES)),
+        strategies.builds(_gives, POSITION, strategies.text(max_size=20).map(str.encode)),
+        strategies.builds(_spoils, POSITION, POSITION, strategies.binary(min_size=1, max_size=1)),
+        strategies.builds(_replaces, POSITION, strategies.binary(max_size=12)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.slow
 def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_traceback(tmp_path):
     about_it = [rule for rule in rules.ALL if rule.number // 100 == 2]
-    rng = random.Random(0)
-    lines = SOUND.encode().splitlines(keepends=True)
-    values = [
-        b"",
-        b"[]",
-        b"{}",
-        b"1e999",
-        b"nan",
-        b"-1",
-        b"true",
-        b'"x"',
-        b"[[[]]]",
-        b"1979-05-27",
-        b'"\\u0000"',
-        b"'''",
-    ]
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(10_000):
-        mine = list(lines)
-        for _ in range(rng.randint(1, 3)):
-            at = rng.randrange(len(mine))
-            kind = rng.randrange(5)
-            if kind == 0:
-                mine.insert(at, rng.choice(mine))
-            elif kind == 1 and len(mine) > 1:
-                del mine[at]
-            elif kind == 2:
-                mine[at] = mine[at].partition(b"=")[0] + b"= " + rng.choice(values) + b"\n"
-            elif kind == 3:
-                mine[at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 12)))
-            else:
-                spoiled = bytearray(mine[at])
-                spoiled[rng.randrange(len(spoiled))] = rng.randrange(256)
-                mine[at] = bytes(spoiled)
+
+    @settings(max_examples=10_000, deadline=None, derandomize=True, database=None)
+    @given(edits=EDITS)
+    def spoiled(edits: list[Edit]) -> None:
+        lines = list(LINES)
+        for edit in edits:
+            edit(lines)
         try:
-            found = schema.parse(b"".join(mine))
+            found = schema.parse(b"".join(lines))
             outcomes["read"] += 1
             assert schema.parse(schema.as_toml(found).encode()) == found
             case = Case(tmp_path / "soft_focus", {})
@@ -175,7 +208,9 @@ def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_tr
         except SubmissionError as problem:
             outcomes["refused"] += 1
             assert problem.problems and all("\n" not in line for line in problem.problems)
-    assert min(outcomes.values()) > 100
+
+    spoiled()
+    assert sum(outcomes.values()) >= 9_000 and min(outcomes.values()) > 100, outcomes
 
 
 # ---------------------------------------------------------------------------------------------- committed files

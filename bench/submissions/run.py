@@ -79,8 +79,9 @@ def opened(
 
 
 def chosen_protocol(submission: Submission, given: str | None, quick: bool) -> str:
-    """The protocol asked for, or that of the submission's first data set."""
-    found = given or f"{submission.datasets[0]}-v1{'-quick' * quick}"
+    """The protocol asked for, or that of the submission's first data set and of its kind."""
+    selective = "-selective" if submission.kind == "selective" else ""
+    found = given or f"{submission.datasets[0]}{selective}-v1{'-quick' * quick}"
     return protocol.get(found).id
 
 
