@@ -459,13 +459,14 @@ def _quick(dataset: str, r: _Radii) -> Protocol:
 
 
 def _past_detectors(
-    radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], steps: int, eot: int
+    radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], wide: float, steps: int, eot: int
 ) -> list[AttackSpec]:
     """Attackers who want a wrong answer that is accepted, at the threshold that the board compares at; at the `hard`
-    radii also at the others, with restarts, along BPDA, and who know the purifier but not the detector."""
+    radii also at the others, with restarts, with twice the steps, along BPDA, and who know the purifier but not the
+    detector."""
     specs = []
+    usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps))
     for eps in radii:
-        usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps))
         for attack in ("lagrangian_pgd", "orthogonal_pgd"):
             specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "autograd"))
             if eps not in hard:
@@ -476,12 +477,14 @@ def _past_detectors(
                 specs.append(AttackSpec(attack, "rejection", "linf", eps, there, "autograd", variant=variant))
             again = (("eot", eot), ("restarts", 3), ("steps", steps))
             specs.append(AttackSpec(attack, "rejection", "linf", eps, again, "autograd", variant="restarts"))
+            twice = (("eot", eot), ("steps", 2 * steps))
+            specs.append(AttackSpec(attack, "rejection", "linf", eps, twice, "autograd", variant="twice"))
             specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "bpda"))
         if eps in hard:
             specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
-    for eps in l2:
-        specs.append(AttackSpec("lagrangian_pgd", "rejection", "l2", eps, usual, "autograd"))
-        specs.append(AttackSpec("orthogonal_pgd", "rejection", "l2", eps, usual, "autograd"))
+    for attack in ("lagrangian_pgd", "orthogonal_pgd"):
+        specs.append(AttackSpec(attack, "rejection", "linf", wide, usual, "autograd", variant="wide"))
+        specs += [AttackSpec(attack, "rejection", "l2", eps, usual, "autograd") for eps in l2]
     return specs
 
 
@@ -492,14 +495,14 @@ def _selective(dataset: str, r: _Radii, *, quick: bool, ranked: bool) -> Protoco
     seen = _papers(r.hard) if not quick else [*_steps(("r_fgsm", "mi_fgsm"), hard), *_nearest(3, 30)]
     images, steps, l2 = (200, 40, ()) if quick else (500, 200, r.l2)
     attacks = (*_blind(radii), *seen, *_transfer(SOURCES[:1], hard, 20 if quick else 40))
-    random = (*_blind(radii, stochastic=True), *seen, *_past_detectors(radii, hard, l2, steps // 2, 10))
+    random = (*_blind(radii, stochastic=True), *seen, *_past_detectors(radii, hard, l2, r.wide, steps // 2, 10))
     return Protocol(
-        id=f"{dataset}-selective-v1{'-quick' * quick}", dataset=dataset, n_examples=images, linf_radii=radii,
+        id=f"{dataset}-selective-v1{'-quick' * quick}-draft", dataset=dataset, n_examples=images, linf_radii=radii,
         l2_radii=() if quick else r.l2, ranked=ranked and not quick,
         headline_radii=tuple(eps for eps in r.hard if eps in radii),
         purpose=f"Smoke test of {dataset}-selective-v1 on {images} images; never ranked." if quick else
         "Defenses that may refuse an image: accuracy, errors and refusals against attackers who know the threshold.",
-        attacks=(*attacks, *_past_detectors(radii, hard, l2, steps, 1)),
+        attacks=(*attacks, *_past_detectors(radii, hard, l2, r.wide, steps, 1)),
         efforts=(
             Effort("cheap", True, images // 2, random, 10, 20),
             Effort("medium", True, images // 4, random, 5, 10),

@@ -20,6 +20,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
@@ -140,9 +141,14 @@ class _Case:
     baseline: Sequence[Cell]
     t: Thresholds
 
+    @cached_property
+    def knowing(self) -> str:
+        """The track whose attackers know everything: past a detector one that ignores it counts among the blind."""
+        return "rejection" if any(cell.record.track == "rejection" for cell in self.cells) else "white_box"
+
     def white(self, **facts: Any) -> list[Cell]:
         """Cold white-box cells whose records have these facts; wide balls and doubled steps are apart."""
-        facts = {"track": "white_box", **facts}
+        facts = {"track": self.knowing, **facts}
         return [cell for cell in self.cells if cell.record.variant in ("", "cold") and _has(cell, facts)]
 
     def clean(self, attack: str, variant: str = "", *, baseline: bool = False) -> Cell | None:
@@ -342,7 +348,8 @@ def _black_box(case: _Case) -> Iterator[Verdict]:
     nearest = []
     for cell in case.cells:
         record = cell.record
-        if record.track in ("gray_box", "transfer", "query") and record.eps is not None:
+        ignores = record.track == "white_box" != case.knowing  # the detector
+        if (ignores or record.track in ("gray_box", "transfer", "query")) and record.eps is not None:
             pairs = [_pair(cell, white) for white in case.white(norm=record.norm, eps=record.eps)]
             present = [pair for pair in pairs if pair is not None]
             if present:  # it must beat all of them: the largest p decides
@@ -362,7 +369,7 @@ def _single_step(case: _Case) -> Iterator[Verdict]:
 
 def _more_steps(case: _Case) -> Iterator[Verdict]:
     pairs = []
-    for twice in (cell for cell in case.cells if _has(cell, {"track": "white_box", "variant": "twice"})):
+    for twice in (cell for cell in case.cells if _has(cell, {"track": case.knowing, "variant": "twice"})):
         same = {name: getattr(twice.record, name) for name in ("attack", "route", "norm", "eps")}
         half = int(twice.record.params.get("steps", 0)) // 2
         for once in (cell for cell in case.white(**same) if cell.record.params.get("steps") == half):
@@ -435,7 +442,7 @@ def _compared(rule: str, pairs: Sequence[_Pair], t: Thresholds, meaning: str, le
 
 
 def _wide_ball(case: _Case) -> Iterator[Verdict]:
-    wide = [cell for cell in case.cells if _has(cell, {"track": "white_box", "variant": "wide"})]
+    wide = [cell for cell in case.cells if _has(cell, {"track": case.knowing, "variant": "wide"})]
     judged = [_judged(cell) for cell in wide]
     if not wide or not any(mask.any() for mask in judged):
         return
@@ -516,7 +523,7 @@ def _hardly_random(case: _Case) -> Iterator[Verdict]:
             right, sound = cell.outcomes.correct, ~np.isnan(cell.outcomes.margin)  # a failed draw is no disagreement
             if (n := int(judged.sum())) >= case.t.random_images:
                 shares.append((float(((right > 0) & (right < 1) & sound)[judged].mean()), n, cell))
-    if not any(cell.record.track == "white_box" for *_, cell in shares):
+    if not any(cell.record.track == case.knowing for *_, cell in shares):
         return
     share, n, cell = max(shares, key=lambda one: one[0])
     if share < case.t.random - SLACK:

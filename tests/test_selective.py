@@ -14,7 +14,7 @@ from bench.defense import Defense
 from bench.errors import BenchError
 from leaderboard import refusals, tables
 
-ASKED = protocol.get("digits-selective-v1-quick")
+ASKED = protocol.get("digits-selective-v1-quick-draft")
 THRESHOLDS = {"published": 1.0, "1%": 0.5, "5%": 0.25}
 
 

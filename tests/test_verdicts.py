@@ -264,6 +264,13 @@ def test_a_significant_gap_below_a_point_is_none(white, cell):
     assert "black_box_beats_white_box" in judge([white(960, n=1000), black])
 
 
+def test_past_a_detector_an_attacker_who_ignores_it_is_blind(white, cell):
+    knowing = [white(150, "lagrangian_pgd", track="rejection"), white(150, "orthogonal_pgd", track="rejection")]
+    found = judge([*knowing, white(100)])["black_box_beats_white_box"]
+    assert found.cells == (white(100).record.cell, knowing[0].record.cell)
+    assert "black_box_beats_white_box" not in judge([*knowing, white(160)])
+
+
 @pytest.mark.parametrize("change", [{"eps": 0.1}, {"norm": "l2"}])
 def test_other_balls_are_not_compared(change, white, cell):
     black = cell(50, track="query", attack="square", eps=0.3)

@@ -80,9 +80,11 @@ def opened(
 
 def chosen_protocol(submission: Submission, given: str | None, quick: bool) -> str:
     """The protocol asked for, or that of the submission's first data set and of its kind."""
-    selective = "-selective" if submission.kind == "selective" else ""
-    found = given or f"{submission.datasets[0]}{selective}-v1{'-quick' * quick}"
-    return protocol.get(found).id
+    if given:
+        return protocol.get(given).id
+    dataset, kind = submission.datasets[0], submission.kind == "selective"
+    known = (one for one in protocol.PROTOCOLS.values() if one.dataset == dataset and one.is_selective == kind)
+    return next(one.id for one in known if ("-quick" in one.id) == quick)
 
 
 def run(
