@@ -9,6 +9,7 @@ import inspect
 import pytest
 import torch
 from fakes import random_net
+from models import shown
 from torch import Tensor, nn
 
 from bench import attacks, autoattack, catalog, threat
@@ -32,7 +33,7 @@ def attack(name: str, logits, images: Tensor, labels: Tensor, **params) -> attac
     function = attacks.get(name)
     accepted = inspect.signature(function).parameters
     arguments = {key: value for key, value in {**SMALL, **params}.items() if key in accepted}
-    return function(logits, images, labels, draws=draws(len(images)), **arguments)
+    return function(shown(name, logits), images, labels, draws=draws(len(images)), **arguments)
 
 
 @pytest.fixture(scope="module")
