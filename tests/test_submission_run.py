@@ -386,7 +386,7 @@ def test_a_run_that_was_stopped_goes_on(measured, tmp_path, monkeypatch, command
     folder = tmp_path / "submissions" / NAME
     for path in sorted((folder / "records").rglob("*.json"))[2:]:
         path.unlink()
-    assert [found.number for found in rules.examine([NAME], tmp_path / "submissions")[NAME]] == [408]
+    assert [found.number for found in rules.examine([NAME], tmp_path / "submissions")[NAME]] == [408, 422]
     monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
     status, out, err = command("submission", "run", NAME, "--root", str(folder.parent), "-p", PROTOCOL, "--verify", "0")
     assert (status, out.count(": passed")) == (0, 6), (out, err)

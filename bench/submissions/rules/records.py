@@ -164,7 +164,7 @@ def arrays_have_their_shapes(case: Case) -> Iterator[Objection]:
 
 @rule(411)
 def outcomes_do_not_contradict_themselves(case: Case) -> Iterator[Objection]:
-    """A deterministic defense is right exactly where it predicted the label, and its margin agrees."""
+    """A deterministic defense is right exactly where it accepts the image and names its label, as the margin says."""
     for cell in case.cells:
         found = cell.outcomes
         if (
@@ -173,10 +173,10 @@ def outcomes_do_not_contradict_themselves(case: Case) -> Iterator[Objection]:
         ):
             continue
         looked = found.attacked
-        right = found.correct[looked] > 0
-        if not np.array_equal(right, (found.predicted == found.label)[looked]):
+        named = (found.predicted == found.label)[looked]
+        if not np.array_equal(found.correct[looked] > 0, named & (found.accepted[looked] > 0)):
             yield case.path_of(cell), "images counted as right whose class is not the label", "none", AGAIN
-        elif (found.margin[looked][right] < 0).any() or (found.margin[looked][~right] > 0).any():
+        elif (found.margin[looked][named] < 0).any() or (found.margin[looked][~named] > 0).any():
             yield case.path_of(cell), "margins of the other sign than the outcome", "margins that agree", AGAIN
 
 
