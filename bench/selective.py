@@ -38,7 +38,8 @@ def answers(cell: Cell, threshold: str) -> Shares | None:
         accepted = outcomes.accepted.astype(np.float64)
         return Shares(right, accepted - right, 1 - accepted)
     failed: NDArray[np.bool_] = outcomes.predicted < 0  # a failure is no refusal
-    refused = (outcomes.rejection_score > record.thresholds[threshold]) & ~failed
+    beyond = record.thresholds.get(threshold, np.inf)  # one that could not be built or trained has none
+    refused = (outcomes.rejection_score > beyond) & ~failed
     right = ~refused & (outcomes.predicted == outcomes.label)
     wrong = ~refused & ~right
     return Shares(*(part.astype(np.float64) for part in (right, wrong, refused)))

@@ -65,7 +65,7 @@ def _at(row: Row, threshold: str) -> Refusals | None:
         Answers(*(_estimate(parts[name][place]) for name in ("right", "wrong", "refused")))
         for place in range(1 + len(row.effort.headline_radii))
     ]
-    return Refusals(row, threshold, row.recorded[0].record.thresholds[threshold], tuple(answers))
+    return Refusals(row, threshold, row.recorded[0].record.thresholds.get(threshold, np.inf), tuple(answers))
 
 
 def _estimate(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:

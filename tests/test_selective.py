@@ -3,6 +3,8 @@ failing makes one robust."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,29 @@ from torch import Generator, Tensor
 from bench import campaign, evaluate, protocol, rejection, report, selective, statistics
 from bench.defense import Defense
 from bench.errors import BenchError
+from bench.protocol import AttackSpec
 from leaderboard import refusals, tables
 
-ASKED = protocol.get("digits-selective-v1-quick-draft")
+_WHOLE = protocol.get("digits-selective-v1-quick-draft")
+_STEPS = (("eot", 4), ("steps", 20))
+ASKED = dataclasses.replace(
+    _WHOLE,
+    id="tiny-selective",
+    n_examples=24,
+    linf_radii=(0.3,),
+    headline_radii=(0.3,),
+    efforts=(),
+    attacks=(
+        *(spec for spec in _WHOLE.attacks if spec.slug in ("clean.none", "gray_box.pgd.linf-0.3")),
+        *(
+            AttackSpec(
+                "lagrangian_pgd", "rejection", "linf", 0.3, (*_STEPS, ("threshold", one)), "autograd", variant=one
+            )
+            for one in protocol.THRESHOLDS
+        ),
+        AttackSpec("orthogonal_pgd", "rejection", "linf", 0.3, _STEPS, "autograd"),
+    ),
+)
 THRESHOLDS = {"published": 1.0, "1%": 0.5, "5%": 0.25}
 
 
@@ -38,11 +60,10 @@ class RefusesAll(Unsure):
 
 
 class NoNumber(Unsure):
-    """A score that is not a number wherever somebody attacked."""
+    """A score that is not a number wherever a corner is not black, as it is in every digit."""
 
     def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
-        clean = ((images * 255).round() / 255 - images).abs().flatten(1).amax(dim=1) < 1e-5
-        return torch.where(clean, super().rejection_score(images, generator), torch.nan)
+        return torch.where(images[:, 0, 0, 0] < 0.05, super().rejection_score(images, generator), torch.nan)
 
 
 class RefusesAtRandom(Unsure):
@@ -126,7 +147,7 @@ def test_defenses_go_to_the_protocols_of_their_kind():
     with pytest.raises(BenchError, match="may refuse images.*digits-selective-v1"):
         campaign.plan([Unsure], "digits-v1-quick")
     with pytest.raises(BenchError, match="never refuses.*digits-v1"):
-        campaign.plan(["identity"], ASKED)
+        campaign.plan(["identity"], "digits-selective-v1-quick-draft")
 
 
 @pytest.mark.slow
@@ -134,21 +155,22 @@ def test_defenses_go_to_the_protocols_of_their_kind():
 class TestMeasured:
     """On real digits, through the whole harness."""
 
-    def measure(self, cls: type[Defense], tmp_path, **given):
-        return evaluate(cls, ASKED, limit=24, records=tmp_path, contract=False, **given)
+    def measure(self, cls: type[Defense], tmp_path, monkeypatch, **given):
+        monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, ASKED.id: ASKED})
+        return evaluate(cls, ASKED, records=tmp_path, **given)
 
     def at_the_largest_radius(self, cells, threshold: str) -> selective.Shares:
         found = selective.worst(cells, "linf", [0.3], threshold)
         return selective.Shares(*(part[-1].mean() for part in (found.right, found.wrong, found.refused)))
 
-    def test_a_detector_that_can_be_climbed_past_falls_and_the_site_says_so(self, tmp_path):
-        cells = self.measure(Unsure, tmp_path)
+    def test_a_detector_that_can_be_climbed_past_falls_and_the_site_says_so(self, tmp_path, monkeypatch):
+        cells = self.measure(Unsure, tmp_path, monkeypatch)
         assert {cell.record.status for cell in cells} == {"ok"}
         assert self.at_the_largest_radius(cells, "1%").wrong > 0.9
         blind = [cell for cell in cells if cell.record.track in ("clean", "gray_box")]
         assert self.at_the_largest_radius(blind, "5%").wrong < self.at_the_largest_radius(cells, "5%").wrong
         console = Console(width=200, record=True)
-        console.print(report.summary(cells, ASKED.limited(24)))
+        console.print(report.summary(cells, ASKED))
         assert "accepted and wrong" in (said := console.export_text()).lower() and "published" in said
         board = tables.board(cells[0].record.protocol, cells)
         (row,) = board.rows
@@ -159,20 +181,36 @@ class TestMeasured:
         assert row.recorded == tuple(cells) and row.mrr.value < 0.5
         assert refusals.risk_coverage(row, "x") is not None
 
-    def test_refusing_everything_is_not_robust(self, tmp_path):
-        cells = self.measure(RefusesAll, tmp_path, tracks=["clean", "rejection"])
+    def test_refusing_everything_is_not_robust(self, tmp_path, monkeypatch):
+        cells = self.measure(RefusesAll, tmp_path, monkeypatch, tracks=["clean", "rejection"])
         published = selective.worst(cells, "linf", [0.3], "published")
         assert published.refused.all()
         assert not selective.held(published).any()  # nothing was right to begin with
         assert selective.worst(cells, "linf", [], "1%").right.mean() > 0.6  # the harness's threshold lets images in
 
-    def test_a_score_that_is_no_number_counts_as_an_error(self, tmp_path):
-        cells = self.measure(NoNumber, tmp_path, tracks=["clean", "gray_box"])
-        attacked = [cell for cell in cells if cell.record.track == "gray_box" and cell.record.attack == "pgd"]
-        assert all(cell.record.status == "failed" and (cell.outcomes.correct == 0).all() for cell in attacked)
-        assert self.at_the_largest_radius(cells, "5%").refused == 0
+    def test_a_score_that_is_no_number_counts_as_an_error(self, tmp_path, monkeypatch):
+        clean, attacked = self.measure(NoNumber, tmp_path, monkeypatch, tracks=["clean", "gray_box"])
+        assert clean.record.status == "ok" and attacked.record.status == "failed"
+        lost = attacked.outcomes.predicted == -1
+        assert lost.any() and not np.isfinite(attacked.outcomes.rejection_score[lost]).any()
+        for threshold in protocol.THRESHOLDS:
+            found = selective.answers(attacked, threshold)
+            assert found.wrong[lost].all() and not found.refused[lost].any()
+        assert (attacked.outcomes.correct[lost] == 0).all() and (attacked.outcomes.accepted[lost] == 1).all()
 
-    def test_refusing_at_random_gains_nothing(self, tmp_path):
-        cells = self.measure(RefusesAtRandom, tmp_path, tracks=["clean", "rejection"])
+    def test_a_defense_that_cannot_be_built_is_wrong_and_not_evaluated(self, tmp_path, monkeypatch):
+        class Crashes(Unsure):
+            """Has no score."""
+
+            def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+                raise RuntimeError("no score today")
+
+        cells = self.measure(Crashes, tmp_path, monkeypatch, tracks=["clean", "gray_box"])
+        assert {cell.record.status for cell in cells} == {"failed"} and "no score today" in cells[0].record.error
+        assert self.at_the_largest_radius(cells, "1%").wrong == 1
+        assert refusals.refusals(tables.board(ASKED.id, cells)) == []
+
+    def test_refusing_at_random_gains_nothing(self, tmp_path, monkeypatch):
+        cells = self.measure(RefusesAtRandom, tmp_path, monkeypatch, tracks=["clean", "rejection"])
         found = self.at_the_largest_radius(cells, "1%")
         assert found.wrong > 0.9 and found.refused < 0.1
