@@ -55,11 +55,10 @@ def records_are_its_own(case: Case) -> Iterator[Objection]:
 
 
 @rule(403)
-def protocols_are_published(case: Case) -> Iterator[Objection]:
-    """The records are of a published protocol, not of a limited, unchecked or unknown one."""
+def protocols_are_known(case: Case) -> Iterator[Objection]:
+    """The records are of a whole protocol, not of a limited, unchecked or unknown one; drafts are shown, not ranked."""
     for path in sorted((case.folder / "records").glob("*")):
-        known = protocol.known().get(path.name)
-        if known is None or known.is_draft:
+        if path.name not in protocol.known():
             yield path, path.name, f"one of {', '.join(protocol.PROTOCOLS)}", "measure under one of these, all images"
 
 
