@@ -19,7 +19,7 @@ from bench import statistics, verdicts
 from bench.breaks.schema import Break, Kept
 from bench.record import Store
 from bench.submissions import places, schema
-from bench.submissions.schema import Claim
+from bench.submissions.schema import Claim, Install, Submission
 from leaderboard import best_known, gather
 from leaderboard import pages as site
 from leaderboard.build import build
@@ -159,7 +159,8 @@ def test_whatever_an_author_is_called_the_pages_bear_it(author, root):
     kept = Kept(said, broken.result(_said(), cells, [4, 2], "0" * 64))
     claim = Claim.model_construct(dataset="digits", norm="linf", eps=0.1, accuracy=0.9, attack=author, where=author)
     made = best_known.with_breaks(board(TINY.id, cells), [kept])
-    files = site.site([made], [], {"kmeans": [claim]})
+    submitted = Submission.model_construct(claims=(claim,), install=Install(folder="plugin"))
+    files = site.site([made], [], {"kmeans": submitted})
     for path in ("index.html", DEFENSE):
         html = files[path].decode()
         tags = tags_of(html)
