@@ -18,6 +18,7 @@ from bench import protocol as protocols
 from bench import statistics, verdicts
 from bench.protocol import Protocol
 from bench.record import Store
+from bench.submissions import places
 from bench.verdicts import Verdict
 from leaderboard import archive, attack_page, breakers, commands, compare, defense_page, sentences, tables
 from leaderboard.build import build
@@ -216,10 +217,14 @@ def test_commands_make_a_cell_again() -> None:
 
 
 def test_the_commands_of_a_submission_are_those_that_install_it(tmp_path: Path) -> None:
+    committed = (Path(__file__).parent.parent / "submissions" / "kmeans" / places.FILE).read_text()
+    assert "included = true" in committed
+    folder = tmp_path / "kmeans"
+
     def shown(install: str) -> str:
-        store = Store(tmp_path / "records")
+        store = Store(folder / "records")
         tiny_cells(store, "kmeans", [ALL, HALF, NONE])
-        (tmp_path / "submission.toml").write_text(f'name = "kmeans"\n[install]\n{install}\n')
+        (folder / places.FILE).write_text(committed.replace("included = true", install))
         out = build([store], tmp_path / "site").parent
         return (out / "defense" / "tiny-v1" / "kmeans.html").read_text()
 
