@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="purifybench",
     help="A benchmark for defenses that purify or refuse images, against attackers who know them.\n\n"
-    "Start with `purifybench demo` (about three minutes, no data needed), then `purifybench list defenses`, "
+    "Start with `purifybench demo` (about four minutes, no data needed), then `purifybench list defenses`, "
     "`purifybench run DEFENSE --protocol mnist-v1-quick`, `purifybench site build`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -123,7 +123,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where records and pages go.")] = Path("purifybench-demo"),
     device: Device = "auto",
 ) -> None:
-    """Train on real digits, attack three defenses, build the leaderboard: about three minutes on two cores.
+    """Train on real digits, attack three defenses, build the leaderboard: about four minutes on two cores.
 
     Uses scikit-learn's bundled digits, so it needs no network. Stop it with Ctrl-C whenever you like; the next run
     goes on where this one stopped.
