@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalog, checks, protocol, statistics
+from bench import catalog, checks, protocol, selective, statistics
 from bench.record import Cell, Store
 
 CHECKOUT = Path(__file__).parent.parent
@@ -74,3 +74,16 @@ def test_every_name_and_link_in_the_readme_exists():
     for protocol_id in re.findall(r"--protocol ([\w-]+)", README):
         protocol.get(protocol_id)
     assert catalog.DATASETS  # names used in the README's data section
+
+
+def test_what_is_said_of_magnet_is_what_its_records_say():
+    asked = protocol.get("mnist-selective-v1-quick-draft")
+    cells = list(Store(CHECKOUT / "submissions" / "magnet" / "records").cells(asked.id, "magnet"))
+    assert {cell.record.spec.slug for cell in cells} == {spec.slug for spec in asked.attacks}
+    ignorant = [cell for cell in cells if cell.record.track != "rejection"]
+    blind, knowing = (
+        selective.held(selective.worst(some, "linf", [0.3], "1%"))[1].mean() for some in (ignorant, cells)
+    )
+    text = " ".join(README.split())
+    assert f"leaves {blind:.1%} right or refused".replace("%", " %") in text
+    assert f"and {knowing:.1%} at 0.3 under those who do".replace("%", " %") in text
