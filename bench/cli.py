@@ -101,13 +101,17 @@ def _split(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
 
 
-def _every(defenses: list[str]) -> list[str]:
+def _every(defenses: list[str], protocol_id: str) -> list[str]:
+    """The names given; for `all`, every defense that imports and that the protocol is for."""
     if "all" not in defenses:
         return defenses
+    from bench import campaign
+
     sound, broken = plugins.load_all()
     for name, reason in broken.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
-    return list(sound)
+    asked = protocol.get(protocol_id)
+    return [name for name, cls in sound.items() if campaign.fits(cls, asked)]
 
 
 def _print(*things: Any) -> None:
@@ -172,7 +176,8 @@ def run(
     from bench.record import Store
 
     asked = campaign.plan(
-        _every(defenses), protocol_id, classifier=_split(classifier), tracks=_split(tracks), attacks=_split(attacks),
+        _every(defenses, protocol_id), protocol_id, classifier=_split(classifier), tracks=_split(tracks),
+        attacks=_split(attacks),
         limit=limit, recipe=recipe, on=device, seeds=seeds,
     )  # fmt: skip
     if estimate:

@@ -310,6 +310,15 @@ def content(folder):
     }
 
 
+@pytest.mark.parametrize(
+    ("protocol_id", "is_in"), [("digits-v1-quick", False), ("digits-selective-v1-quick-draft", True)]
+)
+def test_all_means_every_defense_that_the_protocol_is_for(protocol_id, is_in, command):
+    status, out, _ = command("run", "all", "--protocol", protocol_id, "--estimate")
+    named = {line.split(":")[0].strip() for line in out.splitlines() if line.startswith("  ")}
+    assert status == 0 and ("magnet" in named) == is_in and ("identity" in named) != is_in
+
+
 @pytest.mark.slow
 def test_run_measures_every_cell_and_prints_a_table(measured):
     folder, status, text = measured
