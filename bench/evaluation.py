@@ -374,7 +374,7 @@ def _target(work: Work, first: int) -> threat.Target:
     seed_parts = (work.protocol.seed, "attacked draws", work.subject.name, work.subject.seed, spec.slug, first)
     eot = spec.eot(stochastic=True)
     if spec.track == "rejection":
-        beyond = work.subject.thresholds[spec.threshold]
+        beyond = work.subject.thresholds.get(spec.threshold, math.inf)  # none where it could not be built: it raises
         return threat.acceptance(work.subject.defense, spec.route, threshold=beyond, eot=eot, seed_parts=seed_parts)
     if spec.track == "query":
         return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)
