@@ -7,15 +7,14 @@ of them follow from the stored scores, so that images made at one threshold coun
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import statistics
 from bench.record import Cell
-from bench.statistics import TOLERANCE
-
-Array = NDArray[np.float64]
+from bench.statistics import Array
 
 
 @dataclass(frozen=True)
@@ -48,56 +47,54 @@ def answers(cell: Cell, threshold: str) -> Shares | None:
 def worst(cells: Sequence[Cell], norm: str, radii: Sequence[float], threshold: str) -> Shares:
     """How each image comes out at radius 0, by itself, and within each of `radii` at its worst version, (1 + R, n).
 
-    An error is worse than a refusal, which is worse than a right answer: they count 1, a half and 0, and the version of
-    the highest sum decides, of equals the first. Of a random defense the selection draws choose, and the scoring draws
-    are reported (`bench.statistics.worst_versions`, which also says which versions count). Raises ValueError without a
-    clean cell.
+    The worst is chosen as in `bench.statistics.worst_versions`, by the share of right answers plus half the share of
+    refusals: an error is worse than a refusal, which is worse than a right answer. Of a random defense the selection
+    draws choose so, and the scoring draws are reported. Raises ValueError without a clean cell.
     """
     known = [(cell, found) for cell in cells if (found := answers(cell, threshold)) is not None]
-    clean = np.array([cell.record.attack == "none" and not cell.record.variant for cell, _ in known], dtype=bool)
-    if not clean.any():
-        raise ValueError("a selective defense's answers need the clean cell (attack 'none')")
-    right, wrong, refused = (np.stack([getattr(found, name) for _, found in known]) for name in _NAMES)
-    distance = np.stack([cell.outcomes.distance(norm) for cell, _ in known])
-    severity = wrong + refused / 2
-    if known[0][0].record.card.stochastic:
-        selection = np.stack([cell.outcomes.selection for cell, _ in known]).astype(np.float64)
-        severity = 1 - np.nan_to_num(selection, nan=1.0)
-    counted = [clean[:, None] | (distance <= eps + TOLERANCE) for eps in (-np.inf, *radii)]
-    chosen = np.stack([np.where(counts, severity, -1).argmax(axis=0) for counts in counted])
-    return Shares(*(np.take_along_axis(part, chosen, axis=0) for part in (right, wrong, refused)))
+    if not known:
+        raise ValueError("no cell tells of this threshold, not even the clean cell (attack 'none')")
+    judged = [_selected(cell, found.right + found.refused / 2) for cell, found in known]
+    chosen = statistics.worst_versions(judged, norm, radii)
+    parts = (np.stack([getattr(found, part.name) for _, found in known]) for part in fields(Shares))
+    return Shares(*(np.take_along_axis(part, chosen, axis=0) for part in parts))
 
 
-_NAMES = ("right", "wrong", "refused")
+def _selected(cell: Cell, by: Array) -> Cell:
+    """The cell with `by` (n,) in place of what chooses the worst version; a random defense's draws choose already."""
+    if cell.record.card.stochastic:
+        return cell
+    return Cell(cell.record, replace(cell.outcomes, selection=by.astype(np.float32)))
 
 
 def as_held(cells: Iterable[Cell], threshold: str) -> list[Cell]:
     """The cells with robust accuracy in the place of accuracy, so that `bench.statistics` and the verdicts apply.
 
     At `threshold` the clean images count as right where they are accepted and right, attacked ones unless they are
-    accepted and wrong. Images of a random defense that were made at another threshold count nowhere: they lie
-    infinitely far away.
+    accepted and wrong: robust accuracy with a detector (Tramer 2022, arXiv:2107.11630). By the same paper, such
+    robustness at a radius is as hard to come by as a classifier's at half of it. To refuse is no gain over the clean
+    image: where a random defense is right on some of its draws only, an attacked version counts no more than that.
+    Images of a random defense that were made at another threshold count nowhere: they lie infinitely far away.
     """
-    return [_held(cell, threshold) for cell in cells]
+    cells = list(cells)
+    clean = {_whose(cell): answers(cell, threshold) for cell in cells if cell.record.spec.slug == "clean.none"}
+    return [_held(cell, threshold, clean.get(_whose(cell))) for cell in cells]
 
 
-def _held(cell: Cell, threshold: str) -> Cell:
+def _whose(cell: Cell) -> tuple[str, str, int]:
+    return cell.record.defense, cell.record.classifier, cell.record.seed
+
+
+def _held(cell: Cell, threshold: str, clean: Shares | None) -> Cell:
     found, outcomes = answers(cell, threshold), cell.outcomes
     if found is None:
         away = np.full_like(outcomes.linf, np.inf)
         return Cell(cell.record, replace(outcomes, linf=away, l2=away))
-    is_clean = cell.record.attack == "none"
-    value = np.where(outcomes.attacked, found.right if is_clean else 1 - found.wrong, np.nan).astype(np.float32)
-    selection = outcomes.selection if cell.record.card.stochastic else value
-    return Cell(cell.record, replace(outcomes, correct=value, selection=selection))
-
-
-def held(found: Shares) -> Array:
-    """The probability that each image is right when clean and never accepted and wrong within each radius, (1 + R, n):
-    robust accuracy with a detector (Tramer 2022, arXiv:2107.11630). By the same paper, such robustness at a radius is
-    as hard to come by as a classifier's at half of it.
-    """
-    return np.minimum(found.right[:1], 1 - found.wrong)
+    value = found.right if cell.record.attack == "none" else 1 - found.wrong
+    if cell.record.card.stochastic and clean is not None:
+        value = np.minimum(value, clean.right)
+    value = np.where(outcomes.attacked, value, np.nan)
+    return _selected(Cell(cell.record, replace(outcomes, correct=value.astype(np.float32))), value)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,7 @@ class Refusals:
 
 def refusals(board: Board) -> list[Refusals]:
     """Every row with numbers at every threshold that its records tell of; nothing where no defense may refuse."""
-    if board.protocol is None or not board.protocol.is_selective:
-        return []
-    rows = [row for row in board.rows if row.mrr is not None]
-    return [found for row in rows for threshold in THRESHOLDS if (found := _at(row, threshold)) is not None]
+    return [found for row in board.rows for found in of_row(row)]
 
 
 def of_row(row: Row) -> list[Refusals]:

@@ -82,7 +82,7 @@ def test_what_is_said_of_magnet_is_what_its_records_say():
     assert {cell.record.spec.slug for cell in cells} == {spec.slug for spec in asked.attacks}
     ignorant = [cell for cell in cells if cell.record.track != "rejection"]
     blind, knowing = (
-        selective.held(selective.worst(some, "linf", [0.3], "1%"))[1].mean() for some in (ignorant, cells)
+        statistics.robustness(selective.as_held(some, "1%"), "linf", [0.3])[1].mean() for some in (ignorant, cells)
     )
     text = " ".join(README.split())
     assert f"leaves {blind:.1%} right or refused".replace("%", " %") in text

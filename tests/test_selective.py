@@ -115,10 +115,10 @@ def test_shares_sum_to_one_and_wrong_is_worse_than_refused_is_worse_than_right(c
 
 def test_robust_is_what_is_right_when_clean_and_never_accepted_and_wrong(cell):
     cells = [cell([0, 0, 0, 1], [0, 0, 0.6, 0]), cell([0, 1, 0, 0], [0.6, 0.4, 0, 0.6], eps=0.1)]
-    held = selective.held(selective.worst(cells, "linf", [0.1], "1%"))
+    held = statistics.robustness(selective.as_held(cells, "1%"), "linf", [0.1])
     assert held.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
-    seen_alike = statistics.robustness(selective.as_held(cells, "1%"), "linf", [0.1])
-    assert np.array_equal(seen_alike, held)
+    found = selective.worst(cells, "linf", [0.1], "1%")
+    assert np.array_equal(held, np.minimum(found.right[:1], 1 - found.wrong))
 
 
 def test_an_image_that_a_defense_failed_on_is_not_refused(cell):
@@ -135,6 +135,19 @@ def test_of_a_random_defense_only_the_cells_own_threshold_is_known(cell, make_ce
     elsewhere = cell([1, 1], [0, 0], eps=0.1, params={"threshold": "5%"}, **card)
     held = statistics.robustness(selective.as_held([clean, elsewhere], "1%"), "linf", [0.1])
     assert held[1].tolist() == [1, 1]  # images made for another threshold count nowhere
+
+
+def test_refusing_attacked_images_alone_gains_a_random_defense_nothing_over_its_clean_ones(cell, make_cell):
+    card = {"card": make_cell().record.card.model_copy(update={"stochastic": True, "kind": "selective"})}
+
+    def shown(one, **shares):
+        arrays = {name: np.full(2, share, np.float32) for name, share in shares.items()}
+        return dataclasses.replace(one, outcomes=dataclasses.replace(one.outcomes, **arrays))
+
+    clean = shown(cell([0, 0], [0, 0], **card), correct=0.5, accepted=0.5, selection=0.75)
+    refused = shown(cell([0, 0], [0, 0], eps=0.1, **card), correct=0, accepted=0, selection=0.5)
+    held = statistics.robustness(selective.as_held([clean, refused], "1%"), "linf", [0.1])
+    assert held.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
 def test_the_risk_coverage_curve_in_closed_form(cell):
@@ -185,7 +198,8 @@ class TestMeasured:
         cells = self.measure(RefusesAll, tmp_path, monkeypatch, tracks=["clean", "rejection"])
         published = selective.worst(cells, "linf", [0.3], "published")
         assert published.refused.all()
-        assert not selective.held(published).any()  # nothing was right to begin with
+        held = statistics.robustness(selective.as_held(cells, "published"), "linf", [0.3])
+        assert not held.any()  # nothing was right to begin with
         assert selective.worst(cells, "linf", [], "1%").right.mean() > 0.6  # the harness's threshold lets images in
 
     def test_a_score_that_is_no_number_counts_as_an_error(self, tmp_path, monkeypatch):
@@ -205,7 +219,8 @@ class TestMeasured:
             def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
                 raise RuntimeError("no score today")
 
-        cells = self.measure(Crashes, tmp_path, monkeypatch, tracks=["clean", "gray_box"])
+        cells = self.measure(Crashes, tmp_path, monkeypatch)
+        assert len(cells) == len(ASKED.attacks)
         assert {cell.record.status for cell in cells} == {"failed"} and "no score today" in cells[0].record.error
         assert self.at_the_largest_radius(cells, "1%").wrong == 1
         assert refusals.refusals(tables.board(ASKED.id, cells)) == []

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits, PerImage, Watch, balls, in_turn, is_blocked, losses, where
+from bench.attacks import Attacked, Logits, PerImage, Watch, balls, gradient_of, in_turn, is_blocked, losses, where
 from bench.draws import ImageDraws
 from bench.errors import unknown
 
@@ -110,7 +110,7 @@ def _look(answers: Logits, images: Tensor, labels: Tensor, scale: Tensor, last: 
         logits, slack = found[..., :-1], found[..., -1]
         margin, slack = losses.margin(logits, labels) / scale[0], slack / scale[1]
         margins, slacks = losses.mean_over_draws(margin), losses.mean_over_draws(slack)
-        first, second = (_gradient(value, attacked) for value in (margins, slacks))
+        first, second = gradient_of(margins, attacked, keep_graph=True), gradient_of(slacks, attacked)
     sound = found.detach().isfinite().all(dim=-1)
     wrong, accepted = (margin.detach() > 0) | ~sound, (slack.detach() >= 0) | ~sound
     loss = losses.mean_over_draws(torch.where(slack >= 0, margin, torch.minimum(margin, slack)).detach())
@@ -123,14 +123,6 @@ def _look(answers: Logits, images: Tensor, labels: Tensor, scale: Tensor, last: 
         accepted=accepted, broken=broken, blocked=blocked, certain=torch.full_like(broken, found.ndim == 2),
         to_wrong=_unit(first), to_accepted=_unit(second),
     )  # fmt: skip
-
-
-def _gradient(value: Tensor, images: Tensor) -> Tensor:
-    """The gradient of each image's value (N,); zero where there is none."""
-    gradient = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value.sum(), images, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
 
 
 def _unit(gradient: Tensor) -> Tensor:

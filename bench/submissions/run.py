@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import campaign, checks, claims, protocol, seal
+from bench import campaign, checks, claims, protocol, seal, selective
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
@@ -194,6 +194,8 @@ def _verified(
 
 def claims_beside(submission: Submission, cells: list[Cell]) -> list[str]:
     """What the authors claim, each beside the worst case that was measured at the same radius, where there is one."""
+    if submission.kind == "selective":
+        cells = selective.as_held(cells, protocol.USUAL_THRESHOLD)
     lines = []
     nets = sorted({cell.record.classifier for cell in cells})
     for net in nets:
