@@ -35,6 +35,7 @@ ASKED = dataclasses.replace(
             for one in protocol.THRESHOLDS
         ),
         AttackSpec("orthogonal_pgd", "rejection", "linf", 0.3, _STEPS, "autograd"),
+        AttackSpec("lagrangian_pgd", "rejection", "linf", 0.5, _STEPS, "autograd", variant="wide"),
     ),
 )
 THRESHOLDS = {"published": 1.0, "1%": 0.5, "5%": 0.25}
@@ -50,6 +51,21 @@ class Unsure(Defense):
 
     def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
         return 1 - self.classifier(images).softmax(dim=1).amax(dim=1)
+
+
+class SeesRoughness(Unsure):
+    """Refuses images that are rough: noise is seen, and an attacker who knows it paints smoothly."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        smooth = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
+        return (images - smooth).square().flatten(1).mean(dim=1)
+
+
+class Misleads(SeesRoughness):
+    """The same, with a gradient that points the wrong way."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return super().rejection_score(2 * images.detach() - images, generator)
 
 
 class RefusesAll(Unsure):
@@ -193,6 +209,17 @@ class TestMeasured:
             assert answer.right.value + answer.wrong.value + answer.refused.value == pytest.approx(1)
         assert row.recorded == tuple(cells) and row.mrr.value < 0.5
         assert refusals.risk_coverage(row, "x") is not None
+
+    @pytest.mark.parametrize("cls", [SeesRoughness, Misleads])
+    def test_a_detector_falls_to_its_gradient_or_is_warned_of_for_hiding_it(self, cls, tmp_path, monkeypatch):
+        cells = self.measure(cls, tmp_path, monkeypatch)
+        (row,) = tables.board(ASKED.id, cells).rows
+        held = row.robust[0].value
+        if cls is Misleads:
+            assert held > 0.5 and row.state == "unverified" and row.rank is None
+            assert "wide_ball_survivors" in {verdict.rule for verdict in row.verdicts}
+        else:
+            assert held < 0.2 and not row.found("warning")
 
     def test_refusing_everything_is_not_robust(self, tmp_path, monkeypatch):
         cells = self.measure(RefusesAll, tmp_path, monkeypatch, tracks=["clean", "rejection"])
