@@ -306,9 +306,10 @@ def _list_protocols() -> None:
     """The ranked ones first, then the others of the boards, then the papers' own evaluations."""
     everything = protocol.known()
     width = max(map(len, everything))
+    ranked = [p for p in protocol.PROTOCOLS.values() if p.ranked and not p.is_draft]
     groups = {
-        "Ranked:": [p for p in protocol.PROTOCOLS.values() if p.ranked],
-        "Smoke tests and digits, never ranked:": [p for p in protocol.PROTOCOLS.values() if not p.ranked],
+        "Ranked:": ranked,
+        "Smoke tests, digits and drafts, not ranked:": [p for p in protocol.PROTOCOLS.values() if p not in ranked],
         "The papers' own evaluations, never ranked (purifybench reproduce compares with what they printed):": [
             p for p in everything.values() if p.id not in protocol.PROTOCOLS
         ],
