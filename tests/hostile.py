@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import resource
 import socket
 import sys
 import threading
@@ -205,7 +206,20 @@ def _capabilities(self: Hostile) -> bool:
     return "CapEff:\t0000000000000000" in Path("/proc/self/status").read_text()
 
 
+def _private(self: Hostile) -> bool:
+    """Whether a file that is its owner's alone cannot be read."""
+    try:
+        return not Path(self.detail).read_text()
+    except OSError:
+        return True
+
+
+def _user(self: Hostile) -> bool:
+    """Whether this is nobody's number, and the kernel counts what a user of it starts."""
+    return os.getuid() == os.getgid() != 0 and resource.getrlimit(resource.RLIMIT_NPROC)[1] == int(self.detail)
+
+
 ATTEMPTS = {
     "network": _network, "write a file": _write, "data": _data, "secret": _secret, "processes": _processes,
-    "capabilities": _capabilities,
+    "capabilities": _capabilities, "private file": _private, "user": _user,
 }  # fmt: skip

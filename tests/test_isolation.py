@@ -312,6 +312,30 @@ def test_secrets_processes_and_capabilities_stay_outside(hostile_class, classifi
     assert attempt(hostile_class, classifier, "processes", str(os.getpid()))
 
 
+@BOXED
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's child has a number to lose")
+def test_the_child_of_root_is_another_user(hostile_class, classifier, tmp_path):
+    assert box.hindrance(hostile_class.channel.trees) == ""
+    private = tmp_path / "private"
+    private.write_text("root's")
+    private.chmod(0o600)
+    assert attempt(hostile_class, classifier, "private file", str(private))
+    assert not attempt(hostile_class, classifier, "private file", str(HERE / "hostile.py"))
+    assert attempt(hostile_class, classifier, "user", str(2 * LIMITS.threads))
+
+
+@BOXED
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's child has a number to lose")
+def test_code_that_only_root_may_read_runs_with_root_s_number_and_it_is_said(classifier, tmp_path):
+    (tmp_path / "plugin.py").write_text((HERE / "hostile.py").read_text())
+    tmp_path.chmod(0o700)
+    cls = isolated("hostile", "plugin:Hostile", path=[tmp_path], limits=LIMITS)
+    assert not attempt(cls, classifier, "user", str(2 * LIMITS.threads))
+    assert attempt(cls, classifier, "capabilities")
+    assert f"root's user number NOT taken away ({tmp_path} is private)" in box.describe(cls.channel.trees)
+    cls.channel.close()
+
+
 def test_a_child_that_keeps_ending_is_given_up(classifier):
     limits = Limits(failures=1)
     cls = isolated("hostile", "hostile:Hostile", path=[HERE], limits=limits)

@@ -1,8 +1,8 @@
 """The box around a child process: what it may use, how it is started in it, and how all of it is ended.
 
 On Linux with util-linux's `unshare` the child has no network, sees no other process, reads the file system without
-writing to it, and does not find the data sets. Where that is not allowed, what remains are limits and a watchdog.
-`describe` says which it is.
+writing to it, and does not find the data sets; where the parent is root it is another user. Where that is not allowed,
+what remains are limits and a watchdog. `describe` says which it is.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from bench.isolation import stranger
+
 
 @dataclass(frozen=True)
 class Limits:
     """What a submitted defense may use."""
 
     memory_mb: float = 6000  # resident, of the child and all that it starts
-    threads: int = 256  # of all its processes together
+    threads: int = 256  # of all its processes together; the kernel stops a user of its own at twice that
     file_mb: int = 64  # the largest file it may write
     call_seconds: float = 300  # for one answer: a batch of images, forward or backward
     cell_seconds: float = 4 * 3600  # for all answers of one cell together
@@ -35,16 +37,16 @@ class Limits:
 
 FULL = ("--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
 LESS = ("--net", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
-NOBODY = 65534
 _KEPT = (
     "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG",  # the same GPU as here, in the same mode
 )  # fmt: skip
 
 # Inside new namespaces, before any submitted code: everything read-only but the child's own folder, the data hidden.
-_INSIDE = """
+_INSIDE = (
+    """
 set -u
-folder=$1; hidden=$2; shift 2
+folder=$1; hidden=$2; shown=$3; shift 3
 mount --make-rprivate / || exit 97
 while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < /proc/self/mounts
 printf '%s\\n' "$hidden" | while IFS= read -r path; do
@@ -52,8 +54,12 @@ printf '%s\\n' "$hidden" | while IFS= read -r path; do
   elif [ -f "$path" ]; then mount --bind /dev/null "$path" || exit 97; fi
 done || exit 97
 mount -t tmpfs -o size=256m,mode=1777 tmpfs "$folder" || exit 97
+"""
+    + stranger.SHOW
+    + """
 cd "$folder" && exec "$@"
 """
+)
 
 
 @cache
@@ -75,8 +81,23 @@ def namespaces() -> tuple[str, ...]:
 def _drops() -> tuple[str, ...]:
     """The words that take every capability from a program before it starts."""
     setpriv = shutil.which("setpriv")
-    words = (setpriv or "", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--")
+    words = (setpriv or "", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
     return words if setpriv and namespaces() and _works([*namespaces(), *words, "true"]) else ()
+
+
+@cache
+def _may_be_a_stranger() -> bool:
+    """Whether a program of root's can be made another user here."""
+    if os.geteuid() != 0 or "--mount" not in namespaces() or not _drops():
+        return False
+    return _works([*namespaces(), *_drops(), *stranger.words(), "true"])
+
+
+def hindrance(trees: Sequence[Path], folder: Path | None = None) -> str:
+    """Why a child that imports from `trees` keeps root's number; "" where it gets one of its own, or never had it."""
+    if os.geteuid() != 0:
+        return ""
+    return stranger.hindrance(trees, folder) if _may_be_a_stranger() else "the system does not let it go"
 
 
 def _works(words: Sequence[str]) -> bool:
@@ -86,24 +107,30 @@ def _works(words: Sequence[str]) -> bool:
         return False
 
 
-def command(words: Sequence[str], folder: Path, hidden: Sequence[Path]) -> list[str]:
-    """`words` as they are started in the box: `folder` is the only place to write, `hidden` files are not seen."""
-    around = namespaces()
-    inside = [*_drops(), *words]
+def command(words: Sequence[str], folder: Path, hidden: Sequence[Path], trees: Sequence[Path] = ()) -> list[str]:
+    """`words` as they are started in the box: `folder` is the only place to write, `hidden` files are not seen, and of
+    what is root's alone only the folders `trees` are, from which the program imports."""
+    around, drops = namespaces(), _drops()
+    other = bool(drops) and os.geteuid() == 0 and not hindrance(trees, folder)
+    inside = [*drops, *(stranger.words() if other else ()), *words]
     if "--mount" in around:
         there = "\n".join(str(path) for path in hidden if path.exists())
-        return [*around, "sh", "-c", _INSIDE, "sh", str(folder), there, *inside]
+        shown = "\n".join(f"{private}\t{tree}" for private, tree in stranger.shown(trees)) if other else ""
+        return [*around, "sh", "-c", _INSIDE, "sh", str(folder), there, shown, *inside]
     return [*around, *inside]
 
 
-def describe() -> str:
-    """What keeps a child in its place on this system, in one line."""
+def describe(trees: Sequence[Path] = ()) -> str:
+    """What keeps a child that imports from `trees` in its place on this system, in one line."""
     around = namespaces()
     parts = ["no network"] if "--net" in around else ["network NOT cut off"]
     parts += ["no sight of other processes"] if "--pid" in around else ["other processes visible"]
     read_only = "--mount" in around
     parts += ["files read-only, data hidden"] if read_only else ["files NOT read-only, data NOT hidden"]
     parts += ["no capabilities"] if _drops() else []
+    if os.geteuid() == 0:
+        why = hindrance(trees)
+        parts += [f"root's user number NOT taken away ({why})" if why else "a user of its own"]
     parts += [] if Path("/proc/self/stat").exists() else ["memory NOT watched"]
     return ", ".join(parts)
 
@@ -113,7 +140,8 @@ def environment(folder: Path, threads: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     own = {name: str(folder) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "PURIFYBENCH_HOME", "TORCH_HOME")}
     return {
-        **kept, **own, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+        **kept, **own, "USER": "child", "LOGNAME": "child",
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
         "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1",
     }  # fmt: skip
 

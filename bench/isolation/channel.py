@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench import data, places
-from bench.isolation import box, wire
+from bench.isolation import box, stranger, wire
 from bench.isolation.box import Limits
 from bench.isolation.wire import Message
 
@@ -57,7 +57,7 @@ class Channel:
 
     def another(self) -> Channel:
         """A second child for the same class, with all limits anew; close it."""
-        return Channel(self.name, self.point, self.python, self.path[1:], self.limits, self.data_root)
+        return Channel(self.name, self.point, self.python, self.path, self.limits, self.data_root)
 
     @contextlib.contextmanager
     def one_cell(self) -> Iterator[None]:
@@ -117,6 +117,11 @@ class Channel:
             raise ChildError(printable(answer.header["error"], 2000))
         return answer
 
+    @property
+    def trees(self) -> list[Path]:
+        """The folders that the child imports from."""
+        return stranger.imported_from(self.python, self.path)
+
     def _launch(self) -> None:
         parent, child = socket.socketpair()
         self._folder = Path(tempfile.mkdtemp(prefix="purifybench-child-"))
@@ -124,12 +129,12 @@ class Channel:
         threads = torch.get_num_threads()
         words = [
             *(str(self.python), "-W", "ignore", "-m", "bench.isolation.child"),
-            *(str(child.fileno()), str(self.limits.file_mb), str(threads)),
+            *(str(child.fileno()), str(self.limits.file_mb), str(2 * self.limits.threads), str(threads)),
         ]
         variables = box.environment(self._folder, threads)
         variables["PYTHONPATH"] = os.pathsep.join(map(str, self.path))
         self._why = ""
-        boxed = box.command(words, self._folder, hidden(self.data_root, self.python))
+        boxed = box.command(words, self._folder, hidden(self.data_root, self.python), self.trees)
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 boxed, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables,

@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from bench import cost, device, training
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, source_hash
-from bench.isolation import wire
+from bench.isolation import stranger, wire
 from bench.isolation.wire import Message
 from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
@@ -273,14 +273,17 @@ def _numbers(value: Any) -> Any:
     return [float(part) for part in value] if isinstance(value, tuple | list) else float(value)
 
 
-def _bounded(file_mb: int) -> None:
-    """Limits of this process and all that it starts, where the system has them."""
+def _bounded(file_mb: int, processes: int) -> None:
+    """Limits of this process and all that it starts, where the system has them. That on processes counts all of a
+    user's, so it is for a user of its own alone."""
     try:
         import resource
     except ImportError:  # Windows
         return
     size = file_mb * 2**20
-    for kind, most in ((resource.RLIMIT_FSIZE, size), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 1024)):
+    limits = [(resource.RLIMIT_FSIZE, size), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 1024)]
+    limits += [(resource.RLIMIT_NPROC, processes)] if stranger.FIRST <= os.getuid() <= stranger.LAST else []
+    for kind, most in limits:
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most))
@@ -298,9 +301,9 @@ def _end_with_the_parent(channel: socket.socket) -> None:
 
 def main() -> None:
     """Serve on the file descriptor that the parent named."""
-    descriptor, file_mb, threads = (int(word) for word in sys.argv[1:4])
+    descriptor, file_mb, processes, threads = (int(word) for word in sys.argv[1:5])
     channel = socket.socket(fileno=descriptor)
-    _bounded(file_mb)
+    _bounded(file_mb, processes)
     threading.Thread(target=_end_with_the_parent, args=(channel,), daemon=True).start()
     device.prepare("auto")
     torch.set_num_threads(threads)

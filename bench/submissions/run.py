@@ -117,10 +117,13 @@ def run(
         entered = opened(name, root, data_root, limits, fresh=fresh)
         submission, defense = entered.__enter__()
         weights.fetch(submission)
-        inside = isinstance(defense, type)
-        notes.append(f"in a process of its own: {box.describe()}" if inside else "comes with PurifyBench: no isolation")
-        if fresh and isinstance(defense, type) and issubclass(defense, Isolated):
-            notes.append(f"a full environment in {defense.channel.python.parent.parent}; delete it when you are done")
+        if isinstance(defense, type) and issubclass(defense, Isolated):
+            notes.append(f"in a process of its own: {box.describe(defense.channel.trees)}")
+            if fresh:
+                place = defense.channel.python.parent.parent
+                notes.append(f"a full environment in {place}; delete it when you are done")
+        else:
+            notes.append("comes with PurifyBench: no isolation")
     try:
         with report.step(3, "contract") as notes:
             notes += _keep_contract(defense)
