@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -259,8 +260,8 @@ class Store:
         """Make the folder. Raises BenchError where nothing can be written, before any work is done for nothing."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.root / ".writable", lambda file: file.write(b""))
-            (self.root / ".writable").unlink()
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
         except OSError as problem:
             raise BenchError(
                 f"cannot write to {self.root}: {problem.strerror}; choose another folder with --records"

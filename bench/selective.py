@@ -81,8 +81,8 @@ def as_held(cells: Iterable[Cell], threshold: str) -> list[Cell]:
     return [_held(cell, threshold, clean.get(_whose(cell))) for cell in cells]
 
 
-def _whose(cell: Cell) -> tuple[str, str, int]:
-    return cell.record.defense, cell.record.classifier, cell.record.seed
+def _whose(cell: Cell) -> tuple[str, str, str, int]:
+    return cell.record.protocol, cell.record.defense, cell.record.classifier, cell.record.seed
 
 
 def _held(cell: Cell, threshold: str, clean: Shares | None) -> Cell:

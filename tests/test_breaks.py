@@ -145,6 +145,17 @@ def _refuses(folder: Path) -> None:
     store.save(type(cell)(cell.record.model_copy(update={"thresholds": {"1%": 1.0}}), cell.outcomes))
 
 
+def _refuses_all(**changes: object) -> Callable[[Path], None]:
+    """Makes the entry one that may refuse, and its result one of images that it refused."""
+    refused = {"accepted": (0.0,) * 3, "selection": (0.5,) * 3}
+
+    def spoil(folder: Path) -> None:
+        _refuses(folder)
+        _result(**{**refused, **changes})(folder)
+
+    return spoil
+
+
 SPOILED: dict[str, Callable[[Path], None]] = {
     "501": lambda folder: folder.rename(folder.with_name("Ada PGD")) and None,
     "501 another entry": _edit('entry = "soft_focus"', 'entry = "kmeans"'),
@@ -190,7 +201,10 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "517 too far": _result(linf=(0.1, 0.1, 0.11)),
     "518": _result(labels=(0, 0, 0), predicted=(1, 1, 1)),
     "519": _edit('author = "Ada"', 'author = "Ada\u202egnp.exe"'),
+    "517 right and refused": _refuses_all(correct=(1.0, 0.0, 0.0)),
+    "517 refused by half": _refuses_all(selection=(0.0, 0.5, 0.5)),
     "520": _refuses,
+    "520 of one that always answers": _result(accepted=(1.0, 1.0, 1.0)),
 }  # fmt: skip
 
 
@@ -299,6 +313,15 @@ def test_bytes_are_images_divided_by_255(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.full((1, 1, 2, 2), 51, np.uint8), indices=np.array([0]))
     pixels = arrays.read(tmp_path / "x.npz").pixels
     assert pixels.dtype == np.float32 and (pixels == np.float32(51) / 255).all()
+
+
+def test_a_refused_image_breaks_nothing_and_an_accepted_one_does(root):
+    _refuses_all(accepted=(1.0, 0.0, 1.0), selection=(0.0, 0.5, 0.0))(_folder(root))
+    case, problems = rules.examine(_folder(root), root, lambda dataset: broken.CLEAN)
+    assert problems == [] and case.may_refuse
+    tried = effect.tried(case.result, case.cells)
+    assert [tried.correct[i] for i in sorted(INDICES)] == [0, 1, 0]
+    assert [tried.selection[i] for i in sorted(INDICES)] == [0, 1, 0]
 
 
 def test_a_description_survives_writing_and_reading(tmp_path):
@@ -573,6 +596,23 @@ def test_an_image_on_which_the_defense_fails_is_wrong_and_speaks_for_no_other(cl
     after = scored(cls)().scores[0]
     assert after.predicted[1] == -1 and after.correct[1] == 0 and after.error
     assert [after.correct[i] for i in (0, 2)] == [before.correct[i] for i in (0, 2)]
+
+
+class RefusesTheMark(fakes.Fake):
+    """Refuses where the corner is that of the second image."""
+
+    def rejection_score(self, images, generator):
+        return (images[:, 0, 0, 0] - MARK).abs().mul(-1e4).exp() + 1e-3 * images.flatten(1).mean(dim=1)
+
+
+@pytest.mark.slow
+def test_an_entry_that_may_refuse_is_scored_by_its_own_protocol(scored, root):
+    _refuses(_folder(root))
+    result = scored(RefusesTheMark)()
+    (one,) = result.scores
+    assert one.accepted == (1, 0, 1) and one.correct[1] == 0 and one.selection[1] == 0.5
+    broken.rewrite(_folder(root), result)
+    assert not [found for found in rules.examine(_folder(root), root)[1] if found.number in (517, 520)]
 
 
 @pytest.mark.slow

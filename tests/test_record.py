@@ -406,3 +406,10 @@ def test_a_full_disk_keeps_the_cells_that_were_there(store, clean, attacked, mon
     with pytest.raises(BenchError, match="No space left on device"):
         store.save(attacked)
     assert content(store.root) == before
+
+
+def test_runs_that_start_at_once_in_one_folder_do_not_stop_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for made in [pool.submit(Store(tmp_path / "records").prepare) for _ in range(400)]:
+            made.result()
+    assert list((tmp_path / "records").iterdir()) == []

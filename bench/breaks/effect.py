@@ -1,4 +1,7 @@
-"""What a break does to an entry's numbers, from records alone. No torch here."""
+"""What a break does to an entry's numbers, from records alone. No torch here.
+
+The cells of an entry that may refuse are held (bench.selective.as_held): to refuse an attacked image counts as right.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +76,13 @@ def tried(result: Result, cells: Sequence[Cell]) -> Tried:
         found[indices[here]] = np.array([failed if value is None else value for value in values])[here]
         return found
 
+    correct, selection = score.correct, score.selection
+    if score.accepted:  # all that is not accepted and wrong
+        correct = tuple(1 - (kept - right) for kept, right in zip(score.accepted, correct, strict=True))
+        selection = selection if result.stochastic else correct
     return Tried(
-        correct=spread(score.correct, 1.0),
-        selection=spread(score.selection, 1.0),
+        correct=spread(correct, 1.0),
+        selection=spread(selection, 1.0),
         selection_margin=spread(score.selection_margin, np.inf, -np.inf),
         linf=spread(result.linf, np.inf),
         l2=spread(result.l2, np.inf),

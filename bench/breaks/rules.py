@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import catalog, plugins
+from bench import catalog, plugins, selective
 from bench.breaks import arrays, schema
 from bench.breaks.arrays import Arrays
 from bench.breaks.schema import Break, Kept, Result
 from bench.errors import BenchError
+from bench.protocol import USUAL_THRESHOLD
 from bench.record import Cell, Store
 from bench.statistics import TOLERANCE
 from bench.submissions import places
@@ -95,14 +96,21 @@ class Case:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """The entry's records on the break's data set and classifier."""
+        """The entry's records on the break's data set and classifier, held where it may refuse (bench.selective)."""
         said = self.said
         if said is None or said.entry == places.BREAKS:
             return []
         if said.entry not in self.known:
-            self.known[said.entry] = list(Store(self.root / said.entry / "records").cells(defense=said.entry))
+            cells = list(Store(self.root / said.entry / "records").cells(defense=said.entry))
+            refuses = any(cell.record.thresholds for cell in cells)
+            self.known[said.entry] = selective.as_held(cells, USUAL_THRESHOLD) if refuses else cells
         asked = (said.dataset, said.classifier)
         return [c for c in self.known[said.entry] if (c.record.dataset, c.record.classifier) == asked]
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether the entry may refuse an image."""
+        return any(cell.record.thresholds for cell in self.cells)
 
     @cached_property
     def scored(self) -> Result | str:
@@ -312,7 +320,8 @@ def result_does_not_contradict_itself(case: Case) -> Iterator[Objection]:
     path, n = case.folder / schema.RESULT, len(result.indices)
     lists = {name: getattr(result, name) for name in ("labels", "linf", "l2")}
     for score in result.scores:
-        names = ("predicted", "correct", "margin", "selection", "selection_margin")
+        names = ["predicted", "correct", "margin", "selection", "selection_margin"]
+        names += ["accepted"] if score.accepted else []
         lists |= {f"{name} of seed {score.seed}": getattr(score, name) for name in names}
     wrong = next((name for name, values in lists.items() if len(values) != n), None)
     if wrong:
@@ -322,12 +331,15 @@ def result_does_not_contradict_itself(case: Case) -> Iterator[Objection]:
         yield path, f"{result.norm} beyond the radius", f"at most {result.eps:g}", AGAIN
     for score in result.scores:
         correct, label, predicted = np.array(score.correct), np.array(result.labels), np.array(score.predicted)
-        shares = np.array([*score.correct, *score.selection])
+        accepted = np.array(score.accepted) if score.accepted else np.ones(n)
+        shares = np.array([*score.correct, *score.selection, *score.accepted])
         if not ((shares >= 0) & (shares <= 1)).all():
             yield path, "shares outside [0, 1]", "shares of draws", AGAIN
-        elif not result.stochastic and not np.array_equal(correct, (predicted == label).astype(float)):
+        elif (correct > accepted).any():
+            yield path, "images that are right and refused", "one of the two", AGAIN
+        elif not result.stochastic and not np.array_equal(correct, (predicted == label) * accepted):
             yield path, "images counted as right whose class is not the label, or the reverse", "none", AGAIN
-        elif not result.stochastic and score.correct != score.selection:
+        elif not result.stochastic and not np.array_equal(score.selection, np.where(accepted > 0, correct, 0.5)):
             yield path, "a deterministic defense that answers twice", "one answer", AGAIN
 
 
@@ -356,11 +368,15 @@ def text_is_what_it_seems(case: Case) -> Iterator[Objection]:
 
 
 @rule(520)
-def entry_never_refuses(case: Case) -> Iterator[Objection]:
-    """The entry never refuses an image."""
-    if any(cell.record.thresholds for cell in case.cells):
-        expected = "one that always answers: refusals of others' images are not scored yet"
-        yield case.folder / schema.DESCRIPTION, "an entry that may refuse images", expected, "break another entry"
+def refusals_are_told(case: Case) -> Iterator[Objection]:
+    """Where the entry may refuse an image, and only there, the result says which were accepted."""
+    if case.result is None or not case.cells:
+        return
+    for score in case.result.scores:
+        if bool(score.accepted) != case.may_refuse:
+            found = f"{'accepted' if score.accepted else 'no'} images of seed {score.seed}"
+            expected = "which were accepted" if case.may_refuse else "nothing of that: the entry always answers"
+            yield case.folder / schema.RESULT, found, expected, AGAIN
 
 
 ALL: tuple[Rule[Case], ...] = tuple(

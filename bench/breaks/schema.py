@@ -68,10 +68,13 @@ class Score(BaseModel):
     weights: str = Field(description="sha256 of its weights; empty where there are none")
     draws: int = Field(ge=1, description="scoring draws averaged for each image; 1 for a deterministic defense")
     predicted: tuple[int, ...] = Field(description="-1 where the defense failed")
-    correct: tuple[float, ...] = Field(description="share of scoring draws that were right")
+    correct: tuple[float, ...] = Field(description="share of scoring draws that were right, and not refused")
     margin: tuple[float | None, ...] = Field(description="true logit minus the best other; null where it failed")
     selection: tuple[float, ...] = Field(description="share of other draws, which choose an image's worst version")
     selection_margin: tuple[float | None, ...] = Field(description="the mean margin on those; 0 if deterministic")
+    accepted: tuple[float, ...] = Field(
+        (), description="share of scoring draws that were not refused; empty for a defense that never refuses"
+    )
     error: str = Field("", description="why the defense failed on some images; those count as wrong")
 
 
@@ -115,11 +118,12 @@ class Kept:
         return f"{self.description.entry}/{self.description.name}"
 
 
-def protocol_of(dataset: str) -> Protocol:
-    """The full protocol of a data set, whose images breaks may attack. Raises BenchError for an unknown data set."""
+def protocol_of(dataset: str, *, selective: bool = False) -> Protocol:
+    """The full protocol of a data set, whose images breaks may attack; `selective` asks for that of defenses that may
+    refuse, which has the same images. Raises BenchError for an unknown data set."""
     if dataset not in catalog.DATASETS:
         raise unknown("dataset", dataset, catalog.DATASETS, see="purifybench list datasets")
-    return protocol.get(f"{dataset}-v1")
+    return protocol.get(f"{dataset}-selective-v1-draft" if selective else f"{dataset}-v1")
 
 
 def described(given: Mapping[str, Any], path: Path | str = DESCRIPTION) -> Break:

@@ -54,7 +54,7 @@ def score(
     limits = Limits(failures=Limits().failures + 2 * len(indices) * len(_nets(case.cells)))
     with run.opened(said.entry, case.root, data_root, limits) as (submission, defense):
         weights.fetch(submission)
-        protocol = schema.protocol_of(said.dataset)
+        protocol = schema.protocol_of(said.dataset, selective=case.may_refuse)
         asked = campaign.plan([defense], protocol, classifier=[said.classifier], on=on)
         dataset = data.load(said.dataset, data_root).to(asked.device)
         clean, order = dataset.examples(protocol.n_examples, protocol.seed)
@@ -130,6 +130,7 @@ def _as_score(subject: Subject, protocol: Protocol, arrays: Arrays, error: str) 
         draws=view.scoring_draws if subject.cls.stochastic else 1, predicted=arrays["predicted"].tolist(),
         correct=_numbers(arrays["correct"]), margin=_or_null(arrays["margin"]),
         selection=_numbers(arrays["selection"]), selection_margin=_or_null(arrays["selection_margin"]), error=error,
+        accepted=_numbers(arrays["accepted"]) if subject.thresholds else (),
     )  # fmt: skip
 
 
