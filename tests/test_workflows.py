@@ -202,6 +202,19 @@ def test_the_script_of_a_submission_stops_at_its_findings_and_keeps_them(tmp_pat
     assert not (tmp_path / "artifacts" / "records").exists()
 
 
+def test_a_package_of_the_examples_is_found_though_it_is_on_no_index(tmp_path):
+    program = tmp_path / "purifybench"
+    program.write_text('#!/bin/sh\n[ "$2" = run ] && ls "$PIP_FIND_LINKS"\nexit 0\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(CHECKOUT / ".ci" / "submission"), "tv_minimization", str(CHECKOUT / "submissions")], cwd=tmp_path,
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("purifybench_tv_minimization-0.1.0+example-py3-none-any.whl")
+
+
 def test_a_break_is_no_submission_and_is_named_by_its_own_script(repository, tmp_path):
     folder = "submissions/breaks"
     done = repository(
