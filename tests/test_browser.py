@@ -148,6 +148,26 @@ def test_every_page_is_sound_in_light_dark_and_on_a_phone(visit: Any, site: Path
         page.context.close()
 
 
+def test_a_theme_is_chosen_kept_and_left_to_the_system(visit: Any) -> None:
+    page = visit(color_scheme="light")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, button = page.evaluate(background), page.get_by_role("button", name="Theme: ")
+    button.click()
+    assert button.inner_text() == "Theme: light" and page.evaluate(background) == light
+    button.click()
+    dark = page.evaluate(background)
+    assert button.inner_text() == "Theme: dark" and dark != light and page.evaluate(CONTRAST) == []
+    page.reload()
+    assert page.evaluate(background) == dark, "the next page has it too"
+    page.emulate_media(media="print")
+    assert page.evaluate(background) == light, "paper is white"
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.get_by_role("button", name="Theme: dark").click()
+    assert page.get_by_role("button", name="Theme: system").count() == 1 and page.evaluate(background) == dark
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(background) == light
+
+
 def test_no_page_breaks_a_serious_rule_of_accessibility(visit: Any, site: Path) -> None:
     module = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     script = (Path(module.__file__).parent / "axe.min.js").read_text()
