@@ -50,7 +50,7 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     }
     const [column, direction] = (asked.get("sort") || "").split(":");
     if (names.includes(column)) grid.order([names.indexOf(column), direction === "asc" ? "asc" : "desc"]);
-    grid.draw();
+    if ([...asked].length) grid.draw(); // a long table takes a while to lay out: not for nothing
 
     const changed = (isShown) =>
       names.filter((_, k) => grid.column(k).visible() === isShown && isRoomy(headers[k]) !== isShown).join(",");
@@ -89,6 +89,9 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     };
     const fixed = [...table.tHead.querySelectorAll("[data-orderable=false]")];
     const wrapper = table.parentElement;
+    // What a narrow window has no room for starts hidden; the Columns button brings it back.
+    const isRoomy = (header) => window.innerWidth >= Number(header.dataset.from || 0);
+    for (const header of table.tHead.querySelectorAll("th")) header.classList.toggle("cramped", !isRoomy(header));
     const grid = new DataTable(table, {
       paging: false,
       info: false,
@@ -99,6 +102,7 @@ for (const scroller of document.querySelectorAll(".scroller")) {
       columnDefs: [
         { targets: [0, 1], orderSequence: ["asc", "desc", ""] },
         { targets: "_all", orderSequence: ["desc", "asc", ""] },
+        { targets: "cramped", visible: false },
       ],
       buttons: [
         {
@@ -116,11 +120,6 @@ for (const scroller of document.querySelectorAll(".scroller")) {
     box.append(wrapper);
     wrapper.append(table);
     box.classList.add("enhanced");
-    // What a narrow window has no room for starts hidden; the Columns button brings it back.
-    const isRoomy = (header) => window.innerWidth >= Number(header.dataset.from || 0);
-    grid.columns().every(function () {
-      if (!isRoomy(this.header())) this.visible(false);
-    });
     if ("view" in table.dataset) keepView(grid, table.closest("section").querySelector(".filters"), isRoomy);
     for (const header of fixed) header.classList.add("unsortable");
   }
