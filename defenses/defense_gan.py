@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -104,7 +105,8 @@ class DefenseGAN(Defense):
     def starts(self, images: Tensor, generator: Generator) -> Tensor:
         """The codes from which the searches start, (N, R, latent): random numbers of each image's own."""
         own = torch.randint(2**63 - 1, (len(images),), generator=generator, device=images.device)
-        return ImageDraws(own).normal(self.restarts, self.gan.latent) * self.start_variance**0.5
+        normal = ImageDraws(own).normal(self.restarts, self.gan.latent)
+        return math.sqrt(self.start_variance) * normal
 
     def before(self, starts: Tensor, found: Found) -> tuple[Tensor, Tensor]:
         """Codes and velocities, (N, latent) each, of the best restarts, `unrolled` moves before their end."""
