@@ -195,12 +195,16 @@ def run(
     if place.type == "cuda":
         largest = min(largest_batch(runner, clean.images) for runner in runners)
         ask = replace(ask, batches=tuple(sorted({*ask.batches, 2 * THROUGHPUT, largest})))
-    stopwatch = Stopwatch(lambda: device.synchronize(place))
-    entrants = measure(runners, clean.images, ask, stopwatch, progress)
+    entrants = measure(runners, clean.images, ask, watch(place), progress)
     return Timing(
         dataset=loaded.name, classifier=classifier, classifier_weights=net_weights, machine=machine(place),
         commit=evaluation.commit(), entrants=tuple(entrants), left_out=left_out,
     )  # fmt: skip
+
+
+def watch(place: torch.device) -> Stopwatch:
+    """A stopwatch that waits for this device."""
+    return Stopwatch(lambda: device.synchronize(place))
 
 
 def machine(place: torch.device) -> Machine:
