@@ -22,7 +22,7 @@ _FILTERS = (
     formats.thousands, formats.words, formats.parameters,
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
     formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
-    formats.duration, formats.file_size, formats.units, formats.level, formats.clash_name,
+    formats.duration, formats.brief, formats.ratio, formats.file_size, formats.units, formats.level, formats.clash_name,
     views.attack_groups, views.sparkline,
     views.track_meaning, views.strongest_name, views.efforts, views.reductions, facets.answers, facets.facets,
     sentences.verdict_in_two, codes.fact_name, refusals.refusals, best_known.taken_words, best_known.isolated,
