@@ -131,17 +131,23 @@ def brief(seconds: float) -> str:
     return f"{_three(1000 * seconds)}{_THIN}ms" if seconds < 1 else f"{_three(seconds)}{_THIN}s"
 
 
+def tick(seconds: float) -> str:
+    """A power of ten on an axis of times: "10 ms", "1 s"."""
+    return f"{1000 * seconds:g}{_THIN}ms" if seconds < 1 else f"{seconds:g}{_THIN}s"
+
+
 def ratio(factor: float | None) -> str:
-    """How many times as long, in three digits: "2.31", "1,840"; a dash for None."""
+    """How many times as long, in three digits: "2.31", "1 840"; a dash for None."""
     return "–" if factor is None else _three(factor)
 
 
 def _three(number: float) -> str:
-    """Three significant digits, thousands with commas, never an exponent."""
+    """Three significant digits, never an exponent."""
     if number <= 0:
         return "0"
     rounded = float(f"{number:.3g}")
-    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+    text = f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+    return text.replace(",", _THIN)
 
 
 def file_size(count: int) -> str:

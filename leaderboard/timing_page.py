@@ -24,7 +24,7 @@ class Line:
     entrant: Entrant
     measures: tuple[Measure | None, ...]  # one for each of the run's sizes of batch
     to_classifier: float | None
-    to_search: float | None
+    search_takes: float | None  # times as long
     rows: Mapping[str, Passes]  # by role: classifier, encoder, generator, other
     board: Board | None = None
     row: Row | None = None
@@ -108,10 +108,11 @@ def _board(timing: Timing, boards: Sequence[Board]) -> Board | None:
 
 def _line(timing: Timing, entrant: Entrant, board: Board | None) -> Line:
     row = _row(timing, entrant, board) if board else None
-    smallest = timing.batches[0]
+    smallest, search = timing.batches[0], timing.entrant(REFERENCE)
     return Line(
         entrant, tuple(entrant.at(batch) for batch in timing.batches), timing.ratio(entrant, CLASSIFIER, smallest),
-        timing.ratio(entrant, REFERENCE, smallest), _by_role(entrant.passes), board if row else None, row,
+        timing.ratio(search, entrant.name, smallest) if search else None, _by_role(entrant.passes),
+        board if row else None, row,
     )  # fmt: skip
 
 
