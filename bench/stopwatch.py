@@ -153,9 +153,8 @@ def measure(
             measures[name].append(Measure(batch=batch, seconds=seconds))
     for runner in runners:
         own = measures[runner.name]
-        for batch in ask.batches:
-            if batch not in {one.batch for one in own}:
-                own.append(_derived(own[-1], batch))
+        timed = {one.batch for one in own}
+        measures[runner.name] += [_derived(own[-1], batch) for batch in ask.batches if batch not in timed]
     entrants = []
     for runner in runners:
         largest = max(one.batch for one in measures[runner.name] if not one.derived_from)

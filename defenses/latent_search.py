@@ -85,7 +85,7 @@ def _together(decode: Decode, images: Tensor, starts: Tensor, descent: Descent, 
                 kept = latents, velocity
             latents = latents.detach().requires_grad_()
             shown = decode(latents)  # (N * R, C, H, W)
-            errors = (shown.view(n, restarts, -1) - targets).square().mean(dim=2)  # (N, R)
+            errors = (shown.reshape(n, restarts, -1) - targets).square().mean(dim=2)  # (N, R)
             if step < descent.steps - 1:
                 (gradient,) = torch.autograd.grad(errors.sum(), latents)
                 latents, velocity = _moved(latents.detach(), velocity, gradient, descent)

@@ -104,13 +104,13 @@ def test_slow_ones_are_timed_at_small_batches_and_derived_beyond():
     runners = [
         runner(CLASSIFIER, device, 1, "classifier"), runner("search", device, 3, slow=True), runner("quick", device, 2)
     ]  # fmt: skip
-    ask = Ask(rounds=7, slow_rounds=2, batches=(1, 16), slow_batch=4)
+    ask = Ask(rounds=7, slow_rounds=2, batches=(1, 16, 64), slow_batch=4)
     found = {one.name: one for one in measure(runners, IMAGES, ask, device.watch(), Progress())}
     assert [(m.batch, len(m.seconds), m.derived_from) for m in found["search"].measures] == [
-        (1, 2, 0), (4, 2, 0), (16, 2, 4),
+        (1, 2, 0), (4, 2, 0), (16, 2, 4), (64, 2, 4),
     ]  # fmt: skip
     assert found["search"].at(16).median == pytest.approx(4 * found["search"].at(4).median)
-    assert [(m.batch, m.derived_from) for m in found["quick"].measures] == [(1, 0), (4, 0), (16, 0)]
+    assert [(m.batch, m.derived_from) for m in found["quick"].measures] == [(1, 0), (4, 0), (16, 0), (64, 0)]
     assert found["quick"].first_seconds == pytest.approx(2.001)
     assert found["search"].peak_memory_batch == 4
 
