@@ -6,36 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_timing import PLACE, run, times
 from sites import HOSTILE, TINY, pages, tags_of, text_of, tiny_cells
 
 from bench import protocol as protocols
 from bench import statistics, timing_record, verdicts
 from bench.record import Store
-from bench.timing_record import CLASSIFIER, REFERENCE, Entrant, Machine, Measure, Passes, Score, Timing
+from bench.timing_record import CLASSIFIER, REFERENCE, Measure, Passes, Score, Timing
 from leaderboard import formats, tables, timing_page
 from leaderboard.build import build
 from leaderboard.watch import Watcher
 
 ALL, NONE, HALF = [1] * 10, [0] * 10, [1] * 5 + [0] * 5
-PLACE = Machine(
-    device="cpu", name="Some processor", cores=2, threads=1, system="Linux", tf32=False, amp=False,
-    heap_pinned=True, versions={"torch": "2"},
-)  # fmt: skip
-
-
-def times(name: str, kind: str = "defense", *, seconds: float = 1.0, **facts) -> Entrant:
-    measures = (
-        Measure(batch=1, seconds=(seconds,) * 5), Measure(batch=128, seconds=(64 * seconds,) * 2, derived_from=32)
-    )  # fmt: skip
-    given = {"title": name.title(), "first_seconds": 9.0, "peak_memory_mb": 1234.5, "peak_memory_batch": 32}
-    given |= {"measures": measures, "passes": {CLASSIFIER: Passes(forward=1, backward=0)}}
-    return Entrant(name=name, kind=kind, **given | facts)
-
-
-def run(*entrants: Entrant, **facts) -> Timing:
-    both = (times(CLASSIFIER, "classifier", seconds=0.001), times(REFERENCE, "reference", seconds=4.0))
-    given = {"dataset": "digits", "classifier": "A", "classifier_weights": "w", "machine": PLACE}
-    return Timing(entrants=(*both, *entrants), **given | facts)
 
 
 @pytest.fixture(autouse=True)
