@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -192,9 +193,7 @@ def trained_subject(
     """
     name, cls = named
     recipe_name, chosen = settings(cls, recipe if recipe in cls.recipes else None, dataset.shape)
-    key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": seed}
-    if cls.per_classifier:
-        key["classifier"] = net_weights
+    key = weights_key(cls, chosen, dataset, net_weights, seed)
     mine = copy.deepcopy(net)  # what one defense does to its copy reaches no other
     device = dataset.train.images.device
 
@@ -239,6 +238,14 @@ def trained_subject(
         name, cls, built, recipe_name, chosen, weights or training.weights_hash(built), classifier, net_weights,
         attacked, attacked_weights, seed, cost.budget(units), units, losses, thresholds=thresholds,
     )  # fmt: skip
+
+
+def weights_key(
+    cls: type[Defense], chosen: Mapping[str, Any], dataset: Dataset, net_weights: str, seed: int = 0
+) -> dict[str, Any]:
+    """What decides the weights of a defense with the hyper-parameters `chosen`: see training.load_or_fit."""
+    key = {"version": cls.version, "dataset": dataset.name, "split": dataset.split, "settings": chosen, "seed": seed}
+    return {**key, "classifier": net_weights} if cls.per_classifier else key
 
 
 def _units(defense: Defense, net: nn.Module, images: Tensor) -> float:

@@ -41,7 +41,7 @@ def _build(cls: type[Defense], images: Tensor) -> Defense:
     classifier = classifiers.build("A", shape).requires_grad_(False)
     _, chosen = settings(cls, None, shape)
     with training.global_seed(0):
-        return cls(classifier, **chosen).eval()
+        return cls(classifier, **{**chosen, **cls.brief}).eval()
 
 
 def _purify(defense: Defense, images: Tensor, seed: int = 0) -> Tensor:

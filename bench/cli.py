@@ -484,6 +484,49 @@ def train(
     )
 
 
+@app.command()
+def timing(
+    defenses: Annotated[
+        list[str] | None, typer.Argument(help="Names; default: all that are trained.", autocompletion=_complete_defense)
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Whose images.", autocompletion=_complete_dataset)] = "mnist",
+    classifier: Annotated[
+        str, typer.Option(help="The classifier behind them.", autocompletion=_complete_classifier)
+    ] = "A",
+    recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
+    rounds: Annotated[int, typer.Option(help="At most, of each batch; fewer once the median is sure.")] = 30,
+    slow_rounds: Annotated[int, typer.Option(help="Of searches on CPU.")] = 5,
+    slow_batch: Annotated[int, typer.Option(help="The largest that searches are timed at on CPU.")] = 32,
+    curve: Annotated[bool, typer.Option(help="Also time shorter searches of Defense-GAN, with their accuracy.")] = True,
+    score_images: Annotated[int, typer.Option(help="Images of that accuracy; 0: none.", min=0)] = 50,
+    device: Device = "auto",
+    records: Records = Path("results"),
+    data_root: DataRoot = None,
+) -> None:
+    """Time trained defenses beside the classifier alone and the search of Defense-GAN, in turns in one process.
+
+    Latency of one image, throughput at 128, the first call apart, memory, and rows through each net. Nothing is
+    trained: what has no weights is left out, and said. One file a machine, in the folder `timing` of the records, which
+    the site shows; times of two machines are never put into one order.
+
+        purifybench timing --data-root DIR
+        purifybench timing vq_vae defense_gan --slow-batch 4 --rounds 10
+    """
+    from bench import progress, report, stopwatch, timing_record
+    from bench import timing as track
+
+    names = defenses or sorted(plugins.load_all()[0])
+    lengths = stopwatch.CURVE if curve else ()
+    ask = stopwatch.Ask(rounds, slow_rounds, slow_batch=slow_batch, curve=lengths, score_images=score_images)
+    done = track.run(
+        names, dataset=dataset, classifier=classifier, recipe=recipe, on=device, data_root=data_root, ask=ask,
+        progress=progress.for_terminal(),
+    )  # fmt: skip
+    path = timing_record.save(done, records)
+    _print(*report.timing(done))
+    typer.echo(f"Times: {path}; next: purifybench site build --records {records}")
+
+
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="mnist or fmnist.", autocompletion=_complete_dataset)],

@@ -57,6 +57,9 @@ class Defense(nn.Module, ABC):
     version: ClassVar[int] = 1  # raise it when `fit` learns something else: weights of older versions are not used
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": MappingProxyType({})})
     """Named hyper-parameters: "fast" for two CPU cores, "paper" for a GPU. The first is the default."""
+    brief: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Hyper-parameters that bench.checks lays over the default recipe: less of the same work, such as fewer steps of a
+    search, where the contract could not be proven in seconds. Nothing is measured with them."""
 
     classifier: nn.Module
 

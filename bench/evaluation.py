@@ -598,7 +598,7 @@ def _run(place: torch.device, attack_seconds: float, scoring_seconds: float) -> 
         threads=torch.get_num_threads(),
         peak_memory_mb=round(peak, 1),
         versions=versions(),
-        commit=_commit(),
+        commit=commit(),
     )
 
 
@@ -610,7 +610,8 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _commit() -> str:
+def commit() -> str:
+    """The commit that this code is of; empty outside of a repository."""
     here = Path(__file__).parent
     answer = subprocess.run(
         ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10

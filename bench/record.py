@@ -232,11 +232,12 @@ class Cell:
 def encoded(record: Record) -> bytes:
     """The content of a record's file: JSON with sorted keys and a checksum of all the rest."""
     payload = record.model_dump(mode="json")
-    payload["checksum"] = _checksum(payload)
+    payload["checksum"] = checksum(payload)
     return (json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _checksum(payload: Mapping[str, Any]) -> str:
+def checksum(payload: Mapping[str, Any]) -> str:
+    """The sha256 over a record's content, whatever the layout of its file."""
     return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -297,7 +298,7 @@ class Store:
         try:
             payload = json.loads(path.read_text())
             claimed = payload.pop("checksum")
-            if claimed != _checksum(payload):
+            if claimed != checksum(payload):
                 raise BenchError("its checksum does not match: it was edited or torn")
             record = Record.model_validate(payload)
             if (record.protocol, record.defense, record.cell) != (

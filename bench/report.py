@@ -14,6 +14,7 @@ from bench import selective, statistics
 from bench.errors import BenchError
 from bench.protocol import THRESHOLDS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell, Record
+from bench.timing_record import CLASSIFIER, REFERENCE, Timing
 from bench.verdicts import Verdict, over_seeds
 
 
@@ -271,3 +272,42 @@ def comparison(first: Sequence[Cell], second: Sequence[Cell]) -> Table:
 
 def _caveat(protocol: Protocol) -> str:
     return protocol.purpose if not protocol.ranked or protocol.is_draft else ""
+
+
+def timing(run: Timing) -> Iterator[Table | str]:
+    """One run of the timing track: the quickest first, noisy rows marked, and who was left out."""
+    machine = run.machine
+    yield f"{machine.name}, {machine.threads} threads, torch {machine.versions.get('torch', '?')}; {run.dataset}"
+    table = Table(
+        "", "First call", "1 image: median", "IQR", "p95", "128: images/s", "x classifier",
+        "search takes x", "Units", "MiB",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    search = run.entrant(REFERENCE)
+    for one in sorted(run.entrants, key=lambda one: one.measures[0].median):
+        single, many = one.at(1), one.at(128)
+        low, high = single.quartiles if single else (0.0, 0.0)
+        table.add_row(
+            Text(one.title), _time(one.first_seconds), *(
+                (_time(single.median) + "~" * single.is_noisy, _time(high - low), _time(single.p95)) if single
+                else ("–", "–", "–")
+            ),
+            "–" if many is None else f"{many.images_per_second:,.3g}{'*' * bool(many.derived_from)}"
+            f"{'~' * many.is_noisy}",
+            _times(run.ratio(one, CLASSIFIER, 1)), _times(run.ratio(search, one.name, 1) if search else None),
+            f"{one.units:,.3g}",
+            f"{one.peak_memory_mb:,.0f}",
+        )  # fmt: skip
+    yield table
+    yield "~ noisy: the interquartile range is above 5 % of the median. * derived from a smaller batch."
+    for name, reason in run.left_out.items():
+        yield f"left out: {name}: {reason}"
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:,.3g}"

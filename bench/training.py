@@ -44,13 +44,19 @@ class Update:
 
     Without a loss of its own it follows the gradient of the training's loss, at the same point. With one, it comes
     after that: `batch_loss(*batch)` is evaluated where the updates before it have led. `schedule` scales its learning
-    rate, `clip_norm` bounds the norm of its gradient.
+    rate, `clip_norm` bounds the norm of its gradient. With `every`, it does so in each so manieth step only, as the
+    generator of a GAN does: raises ValueError below 1, and where it has no loss of its own.
     """
 
     optimizer: Optimizer
     batch_loss: Callable[..., Tensor] | None = None
     schedule: Callable[[float], float] = constant
     clip_norm: float | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.every > 1 and self.batch_loss is None):
+            raise ValueError(f"an update every {self.every} steps needs a loss of its own, and a number from 1")
 
 
 @contextmanager
@@ -111,7 +117,10 @@ def train(
                         for group, rate in zip(update.optimizer.param_groups, initial, strict=True):
                             group["lr"] = rate * factor
                     batch = [tensor[rows] for tensor in tensors]
-                    totals += torch.stack([_step(updates, batch) for updates in phases]) * len(rows)
+                    number = epoch * steps_per_epoch + step + 1
+                    due = [updates if number % updates[0].every == 0 else () for updates in phases]
+                    idle = totals.new_zeros(())
+                    totals += torch.stack([_step(updates, batch) if updates else idle for updates in due]) * len(rows)
                     advance(len(rows))
             means = [total / n for total in totals.tolist()]
             strange = [mean for mean in means if not math.isfinite(mean)]

@@ -30,5 +30,5 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: S
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
     boards = [with_breaks(board, gathered.breaks) for board in boards]
-    folder.publish(pages.site(boards, gathered.problems, gathered.submissions), out)
+    folder.publish(pages.site(boards, gathered.problems, gathered.submissions, gathered.timings), out)
     return out / "index.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -123,6 +124,30 @@ def duration(seconds: float) -> str:
         if seconds >= 0.995 * size:
             return f"{seconds / size:.1f}{_THIN}{unit}"
     return f"{seconds:.0f}{_THIN}s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}{_THIN}s"
+
+
+def brief(seconds: float) -> str:
+    """A measured time in three digits: "0.42 ms", "1.43 s"."""
+    return f"{_three(1000 * seconds)}{_THIN}ms" if seconds < 1 else f"{_three(seconds)}{_THIN}s"
+
+
+def tick(seconds: float) -> str:
+    """A power of ten on an axis of times: "10 ms", "1 s"."""
+    return f"{1000 * seconds:g}{_THIN}ms" if seconds < 1 else f"{seconds:g}{_THIN}s"
+
+
+def ratio(factor: float | None) -> str:
+    """How many times as long, in three digits: "2.31", "1 840"; a dash for None."""
+    return "–" if factor is None else _three(factor)
+
+
+def _three(number: float) -> str:
+    """Three significant digits, never an exponent."""
+    if number <= 0:
+        return "0"
+    rounded = float(f"{number:.3g}")
+    text = f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+    return text.replace(",", _THIN)
 
 
 def file_size(count: int) -> str:

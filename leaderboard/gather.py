@@ -3,6 +3,7 @@ with the rest. No numbers are computed here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import protocol as protocols
-from bench import seal
+from bench import seal, timing_record
 from bench.breaks import rules
 from bench.breaks.schema import Kept
 from bench.errors import BenchError
@@ -18,17 +19,19 @@ from bench.protocol import Protocol
 from bench.record import SEAL, Cell, Store
 from bench.submissions import places, schema
 from bench.submissions.schema import Submission
+from bench.timing_record import Timing
 
 
 @dataclass(frozen=True)
 class Gathered:
     """The cells of each protocol, ids in alphabetical order, and one line for each file that was left out; what
-    submissions say of themselves, by name, and the breaks that keep their rules."""
+    submissions say of themselves, by name, the breaks that keep their rules, and the runs of the timing track."""
 
     cells: dict[str, tuple[Cell, ...]]
     problems: tuple[str, ...]
     submissions: Mapping[str, Submission] = field(default_factory=dict)
     breaks: tuple[Kept, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
 
 def known(protocol_id: str) -> Protocol | None:
@@ -73,7 +76,19 @@ def gather(stores: Sequence[Store] | Sequence[Path], submissions: Sequence[Path]
     folders = [path for path in dict.fromkeys(path.resolve() for path in found) if (path / places.FILE).is_file()]
     described, complaints = _described(folders)
     breaks, findings = _breaks(folders)
-    return Gathered(cells, tuple(sorted({*problems, *complaints, *findings})), described, breaks)
+    timings, torn = _timings(stores)
+    return Gathered(cells, tuple(sorted({*problems, *complaints, *findings, *torn})), described, breaks, timings)
+
+
+def _timings(stores: Sequence[Store]) -> tuple[tuple[Timing, ...], list[str]]:
+    """The runs of the timing track in all stores, and the files that hold none."""
+    sound, problems = list[Timing](), list[str]()
+    for one in timing_record.found([store.root for store in stores]):
+        if isinstance(one, Timing):
+            sound.append(one)
+        else:
+            problems.append(functools.reduce(lambda text, store: text.replace(f"{store.root}/", ""), stores, str(one)))
+    return tuple(sound), problems
 
 
 def _described(folders: Iterable[Path]) -> tuple[dict[str, Submission], list[str]]:

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from bench.protocol import TRACKS
 from bench.submissions.schema import Submission
-from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, views
+from bench.timing_record import Timing
+from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, timing_page, views
 from leaderboard.attack_page import attack_pages
 from leaderboard.breakers import toll
 from leaderboard.citations import bibtex
@@ -33,9 +34,14 @@ class Render(Protocol):
     def __call__(self, template: str, path: str, **values: object) -> None: ...
 
 
-def site(boards: Sequence[Board], problems: Sequence[str], submissions: Mapping[str, Submission] = _NONE) -> Files:
+def site(
+    boards: Sequence[Board],
+    problems: Sequence[str],
+    submissions: Mapping[str, Submission] = _NONE,
+    timings: Sequence[Timing] = (),
+) -> Files:
     """Every file of the site by its relative path; `boards` must not be empty. `submissions` are by defense: what they
-    claim, and whether they come with PurifyBench."""
+    claim, and whether they come with PurifyBench. `timings` are the runs of the timing track."""
     boards = sorted(boards, key=_prominence)
     files = {f"assets/{path.name}": path.read_bytes() for path in sorted((HERE / "static").iterdir())}
     script = bundle.classic_script()
@@ -51,6 +57,9 @@ def site(boards: Sequence[Board], problems: Sequence[str], submissions: Mapping[
 
     tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
     render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
+    render("timing.html.j2", "timing.html", sections=timing_page.sections(timings, boards))
+    for timing in timings:
+        files[f"timing/{timing.file_name}"] = timing_page.as_json(timing)
     render("papers.html.j2", "papers.html", papers=PAPERS, tables=tables)
     render("about.html.j2", "about.html")
     render("warnings.html.j2", "warnings.html", concerned=_concerned(boards))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.submissions import places
+from bench.timing_record import FOLDER
 from leaderboard.build import build
 
 Stamp = frozenset[tuple[Path, int, int]]
@@ -56,7 +57,7 @@ class Watcher:
             own = folder.resolve().parent
             beside = [own / places.FILE, *(own.parent / places.BREAKS / own.name).glob("*/*")]
             is_submission = folder.name == "records" and beside[0].is_file()
-            records = [*folder.glob("*/*/*.json"), *folder.glob("*/*/outcomes.npz")]
+            records = [*folder.glob("*/*/*.json"), *folder.glob("*/*/outcomes.npz"), *folder.glob(f"{FOLDER}/*.json")]
             for path in records + beside * is_submission:
                 try:
                     state = path.stat()

@@ -11,11 +11,13 @@ from typing import Any
 
 import broken
 import fake_records
+import fake_timing
 import pytest
 
 from bench import protocol as protocols
-from bench import verdicts
+from bench import timing_record, verdicts
 from bench.record import Store
+from bench.timing_record import Score
 from bench.verdicts import Verdict
 from leaderboard.build import build
 
@@ -45,6 +47,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     costly = {"card": fake_records.card("slow", stochastic=True), "budget": "search", "units": 5000.0}
     fake_records.save(store, QUICK.limited(20), ["slow"], status="failed", error="ValueError: nothing", **costly)
     fake_records.save(store, QUICK, ["masked"])
+    scores = [Score(n=10, clean=0.9, fgsm=share, eps=0.3) for share in (0.2, 0.6)]
+    lengths = [fake_timing.times(f"l{k}", "variant", seconds=k + 1, score=one) for k, one in enumerate(scores)]
+    timing_record.save(fake_timing.run(*lengths), store.root)
     warned = (Verdict("jitter", "warning", "A small shift costs too much.", {"loss": 0.3}, ()),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdicts, "verdicts", lambda cells, *_: warned if cells[0].record.defense == "masked" else ())

@@ -55,6 +55,32 @@ def test_honest_defenses_have_no_finding(cls):
     assert [finding for finding in checks.run(cls) if finding.problem] == []
 
 
+class Costly(Honest):
+    """Takes a thousand steps, one of which proves as much."""
+
+    brief = {"steps": 1}
+
+    def __init__(self, classifier: nn.Module, *, steps: int = 1000) -> None:
+        super().__init__(classifier)
+        self.steps = steps
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        assert self.steps == 1, "this would take minutes"
+        return super().purify(images, generator)
+
+
+class Strange(Costly):
+    """Is brief about what it does not take."""
+
+    brief = {"stepps": 1}
+
+
+def test_a_costly_defense_is_proven_with_less_of_the_same_and_measured_with_all():
+    assert [finding for finding in checks.run(Costly) if finding.problem] == []
+    assert settings(Costly)[1] == {"steps": 1000}
+    assert all("stepps" in finding.problem for finding in checks.run(Strange) if finding.check == "images_come_back")
+
+
 class Nameless(Honest):
     """No title."""
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
-from bench.record import ImagesHash, Record, Store, _checksum
+from bench.record import ImagesHash, Record, Store, checksum
 
 TINY = Protocol(id="tiny-v1", dataset="digits", n_examples=4, attacks=(AttackSpec("none", "clean"),), linf_radii=(0.1,))
 
@@ -194,7 +194,7 @@ def rewrite(path, **changes):
     """Edit a record and mend its checksum, as a forger would."""
     payload = json.loads(path.read_text()) | changes
     payload.pop("checksum")
-    path.write_text(json.dumps(payload | {"checksum": _checksum(payload)}))
+    path.write_text(json.dumps(payload | {"checksum": checksum(payload)}))
 
 
 def edit_a_number(path):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import seal
-from bench.record import SEAL, Store, _checksum
+from bench.record import SEAL, Store, checksum
 from leaderboard.gather import gather
 
 CELL = "A.gray_box.fgsm.linf-0.1.seed0"
@@ -31,7 +31,7 @@ def folder(tmp_path, cells):
 def replaced(folder, **changes):
     payload = json.loads((folder / f"{CELL}.json").read_text()) | changes
     payload.pop("checksum")
-    (folder / f"{CELL}.json").write_text(json.dumps(payload | {"checksum": _checksum(payload)}))
+    (folder / f"{CELL}.json").write_text(json.dumps(payload | {"checksum": checksum(payload)}))
 
 
 def test_a_folder_that_nobody_touched_is_as_it_was_sealed(folder):

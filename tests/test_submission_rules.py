@@ -17,7 +17,7 @@ import submitted
 from submitted import CARD, NAME, PROTOCOL, TINY
 
 from bench import protocol, seal
-from bench.record import SEAL, Store, _checksum
+from bench.record import SEAL, Store, checksum
 from bench.submissions import places, rules
 from bench.submissions.rules import base
 
@@ -128,7 +128,7 @@ def _twin(root: Path) -> None:
         payload = json.loads(path.read_text())
         payload.pop("checksum")
         payload["defense"] = "twin"
-        payload["checksum"] = _checksum(payload)
+        payload["checksum"] = checksum(payload)
         path.write_text(json.dumps(payload))
 
 
@@ -261,7 +261,7 @@ def _edited_after_the_run(root: Path) -> None:
     path = next(_records(root).glob("A.gray_box.fgsm.*.json"))
     payload = json.loads(path.read_text()) | {"blocked": 0.5}
     payload.pop("checksum")
-    path.write_text(json.dumps(payload | {"checksum": _checksum(payload)}))
+    path.write_text(json.dumps(payload | {"checksum": checksum(payload)}))
 
 
 def _replaced_after_the_run(root: Path) -> None:

@@ -348,6 +348,20 @@ def test_each_update_has_a_schedule_and_a_bound_of_its_own():
     assert [weight.item() for weight in module] == pytest.approx([1 - 0.4, 1 - 0.2 - 0.02, 1 - 0.8], abs=1e-5)
 
 
+@pytest.mark.parametrize(("epochs", "n"), [(1, 7), (7, 1), (2, 4)])
+def test_an_update_may_take_part_in_every_third_step_only_across_epochs(epochs, n):
+    module, (first, second, _) = weights()
+    rare = training.Update(second, lambda x: module[1], every=3)
+    train_weights(module, lambda x: module[0], first, [rare], epochs=epochs, n=n)
+    assert [weight.item() for weight in module] == pytest.approx([1 - 0.1 * epochs * n, 1 - 0.2, 1.0])
+
+
+@pytest.mark.parametrize("bad", [{"every": 0, "batch_loss": torch.sum}, {"every": 2}])
+def test_an_update_that_is_rarer_needs_a_loss_of_its_own(bad):
+    with pytest.raises(ValueError, match="needs a loss of its own, and a number from 1"):
+        training.Update(weights()[1][0], **bad)
+
+
 def test_the_stepwise_schedule_falls_at_each_epoch_down_to_its_lowest():
     schedule = training.stepwise(0.5, 7, lowest=0.1)
     assert [schedule((epoch * 3 + step) / 21) for epoch in range(7) for step in (0, 2)] == pytest.approx(
