@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from scipy.special import gammaincinv
+from scipy.special import gammaincinv, ndtri
 from torch import Generator, Tensor, nn
 
 from bench import training
@@ -57,8 +57,8 @@ class GMVAE(Defense):
         variance: float = 1 / 3000,
         latent_weight: float = 100.0,
         covariance: str = "class",
+        thresholds: str = "training",
         level: float = 0.9973,
-        deviations: float = 3.0,
         learning_rate: float = 1e-3,
         batch_size: int = 128,
         epochs: int = 30,
@@ -70,11 +70,13 @@ class GMVAE(Defense):
     ) -> None:
         """`entropy` of the encoder is "constant", with noise of `variance` (stated for MNIST), or "variable";
         `latent_weight` is the paper's alpha. `covariance` is what the Mahalanobis distance divides by: that of the
-        training codes predicted as a "class" around its mean, or the "encoder"'s constant one. `level` gives the
-        chi-square value, the 3-sigma rule in one dimension; `deviations` how many standard deviations above the mean a
-        reconstruction error may lie. `labels_per_class` are used of the training images, 0 for all. `search_steps` and
-        `search_rate` are of `reclassify`. Raises ValueError for sides that are no multiple of 4, fewer latent
-        dimensions than classes, another entropy or covariance and a level outside (0, 1).
+        training codes predicted as a "class" around its mean, or the "encoder"'s constant one. `level` is that of the
+        3-sigma rule in one dimension: `thresholds` from "training" are what this share of a class's training images
+        stay below, in both scores; by "chi_square" the distance's is the chi-square value and the error's its mean and
+        3 standard deviations, which refuses many more since codes have heavier tails than a Gaussian.
+        `labels_per_class` are used of the training images, 0 for all. `search_steps` and `search_rate` are of
+        `reclassify`. Raises ValueError for sides that are no multiple of 4, fewer latent dimensions than classes,
+        choices other than these and a level outside (0, 1).
         """
         super().__init__(classifier)
         channels, height, side = shape
@@ -82,11 +84,13 @@ class GMVAE(Defense):
             raise ValueError(f"GM-VAE halves images twice and needs sides that are multiples of 4, got {shape}")
         if latent < classes:
             raise ValueError(f"GM-VAE needs a latent dimension for each class, got {latent} for {classes}")
-        if entropy not in ("constant", "variable") or covariance not in ("class", "encoder"):
-            raise ValueError(
-                'GM-VAE needs entropy "constant" or "variable" and covariance "class" or "encoder", got '
-                f"{entropy!r} and {covariance!r}"
-            )
+        for what, given, choices in (
+            ("entropy", entropy, ("constant", "variable")),
+            ("covariance", covariance, ("class", "encoder")),
+            ("thresholds", thresholds, ("training", "chi_square")),
+        ):
+            if given not in choices:
+                raise ValueError(f"GM-VAE needs {what} {' or '.join(map(repr, choices))}, got {given!r}")
         if not 0 < level < 1:
             raise ValueError(f"GM-VAE needs 0 < level < 1, got {level}")
         bottom = (2 * width, height // 4, side // 4)
@@ -106,12 +110,13 @@ class GMVAE(Defense):
         self.nearest = NearestMean(encoder, torch.eye(classes, latent))
         object.__setattr__(self, "classifier", self.nearest)  # its own: attackers of it know no decoder
         self.whitening: Tensor
+        self.farthest: Tensor
         self.worst_error: Tensor
         self.register_buffer("whitening", torch.eye(latent).repeat(classes, 1, 1))  # until fit: all is accepted
+        self.register_buffer("farthest", torch.full((classes,), 10.0))
         self.register_buffer("worst_error", torch.full((classes,), float(channels * height * side) ** 0.5))
-        self.critical = float(2 * gammaincinv(latent / 2, level)) ** 0.5
         self.entropy, self.variance, self.latent_weight, self.covariance = entropy, variance, latent_weight, covariance
-        self.deviations, self.learning_rate, self.batch_size = deviations, learning_rate, batch_size
+        self.thresholds, self.level, self.learning_rate, self.batch_size = thresholds, level, learning_rate, batch_size
         self.epochs, self.minimum_steps = epochs, minimum_steps
         self.labels_per_class, self.labelled_batch = labels_per_class, labelled_batch
         self.search_steps, self.search_rate = search_steps, search_rate
@@ -170,8 +175,9 @@ class GMVAE(Defense):
 
     @torch.no_grad()
     def set_thresholds(self, images: Tensor) -> None:
-        """The covariance of each class's codes and the worst error that it may have, from images (N, C, H, W) by the
-        class that they are predicted as; a class with too few of them gets those of all."""
+        """The covariance of each class's codes, the largest Mahalanobis distance and the largest reconstruction error
+        that it may have, from images (N, C, H, W) by the class that they are predicted as; a class with too few of them
+        gets those of all."""
         chunks = torch.split(images, chunk_size(images.device))
         codes = torch.cat([self.encode(chunk) for chunk in chunks])
         errors = torch.cat([self._error(chunk, self.encode(chunk)) for chunk in chunks])
@@ -184,7 +190,13 @@ class GMVAE(Defense):
             spread = away[mine].T @ away[mine] / mine.sum() if self.covariance == "class" else self.variance * identity
             lower = torch.linalg.cholesky(spread + RIDGE * identity)
             self.whitening[k] = torch.linalg.solve_triangular(lower, identity, upper=False)
-            self.worst_error[k] = errors[mine].mean() + self.deviations * errors[mine].std()
+            distances = (_squared(away[mine] @ self.whitening[k].T) + TINY).sqrt()
+            if self.thresholds == "training":
+                self.farthest[k] = distances.quantile(self.level)
+                self.worst_error[k] = errors[mine].quantile(self.level)
+            else:
+                self.farthest[k] = float(2 * gammaincinv(codes.shape[1] / 2, self.level)) ** 0.5
+                self.worst_error[k] = errors[mine].mean() + float(ndtri((1 + self.level) / 2)) * errors[mine].std()
 
     # ------------------------------------------------------------------------------------------ answers
 
@@ -213,7 +225,7 @@ class GMVAE(Defense):
         """Images from codes (N, D)."""
         return self.decoder(latents)  # type: ignore[no-any-return]
 
-    def class_scores(self, images: Tensor) -> Tensor:
+    def class_scores(self, images: Tensor, generator: Generator) -> Tensor:
         """The Mahalanobis distance of the code to each mean and the reconstruction error, over the class's thresholds,
         (N, K, 2)."""
         code = self.encode(images)
@@ -221,7 +233,7 @@ class GMVAE(Defense):
 
     def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
         """The larger of the two scores of the predicted class, (N,)."""
-        scores, predicted = self.class_scores(images), self.classifier(images).argmax(dim=1)
+        scores, predicted = self.class_scores(images, generator), self.classifier(images).argmax(dim=1)
         return _of_class(scores, predicted)
 
     @property
@@ -237,7 +249,7 @@ class GMVAE(Defense):
 
     def _scores(self, codes: Tensor, errors: Tensor) -> Tensor:
         away = codes[:, None] - self.means  # (N, K, D)
-        within = (_squared(torch.einsum("kij,nkj->nki", self.whitening, away), 2) + TINY).sqrt() / self.critical
+        within = (_squared(torch.einsum("kij,nkj->nki", self.whitening, away), 2) + TINY).sqrt() / self.farthest
         return torch.stack([within, errors[:, None] / self.worst_error], dim=2)
 
     # ------------------------------------------------------------------------------------------ reclassification
