@@ -313,7 +313,7 @@ class GMVAEReclassify(GMVAE):
         refused = self._refused(images, generator)
         if bool(refused.any()):
             score = score.clone()
-            score[refused] = self.reclassify(images[refused]).score
+            score[refused] = torch.minimum(score[refused], self.reclassify(images[refused]).score)
         return score
 
     def surrogate_logits(self, images: Tensor, generator: Generator) -> Tensor:
