@@ -292,7 +292,7 @@ class GMVAEReclassify(GMVAE):
     """The GM-VAE that gives refused images a second look: it searches the decoder's images for the nearest one.
 
     An image that the thresholds refuse gets the class of the nearest code that the search finds, and is refused for
-    good where that code, too, lies beyond them. The answers of the search have no gradient; BPDA takes the encoder's.
+    good where that code, too, lies beyond them: its score is the smaller one. The answers of the search have no gradient; BPDA takes the encoder's.
     """
 
     title = "GM-VAE, reclassifying"
