@@ -55,9 +55,9 @@ class GMVAE(Defense):
         hidden: int = 128,
         entropy: str = "constant",
         variance: float = 1 / 3000,
-        latent_weight: float = 100.0,
+        latent_weight: float = 1500.0,
         covariance: str = "class",
-        thresholds: str = "training",
+        thresholds: str = "chi_square",
         level: float = 0.9973,
         learning_rate: float = 1e-3,
         batch_size: int = 128,
@@ -69,14 +69,14 @@ class GMVAE(Defense):
         search_rate: float = 0.05,
     ) -> None:
         """`entropy` of the encoder is "constant", with noise of `variance` (stated for MNIST), or "variable";
-        `latent_weight` is the paper's alpha. `covariance` is what the Mahalanobis distance divides by: that of the
-        training codes predicted as a "class" around its mean, or the "encoder"'s constant one. `level` is that of the
-        3-sigma rule in one dimension: `thresholds` from "training" are what this share of a class's training images
-        stay below, in both scores; by "chi_square" the distance's is the chi-square value and the error's its mean and
-        3 standard deviations, which refuses many more since codes have heavier tails than a Gaussian.
-        `labels_per_class` are used of the training images, 0 for all. `search_steps` and `search_rate` are of
-        `reclassify`. Raises ValueError for sides that are no multiple of 4, fewer latent dimensions than classes,
-        choices other than these and a level outside (0, 1).
+        `latent_weight` is the paper's alpha: half the inverse of that variance. `covariance` is what the Mahalanobis
+        distance divides by: that of the training codes predicted as a "class" around its mean, or the "encoder"'s
+        constant one. `level` is that of the 3-sigma rule in one dimension: `thresholds` by "chi_square" are the
+        chi-square value for the distance, and the mean and 3 standard deviations for the error; those from "training"
+        are what this share of a class's training images stay below in either, which refuses far fewer, since codes have
+        heavier tails than a Gaussian. `labels_per_class` are used of the training images, 0 for all. `search_steps` and
+        `search_rate` are of `reclassify`. Raises ValueError for sides that are no multiple of 4, fewer latent
+        dimensions than classes, choices other than these and a level outside (0, 1).
         """
         super().__init__(classifier)
         channels, height, side = shape
@@ -292,7 +292,8 @@ class GMVAEReclassify(GMVAE):
     """The GM-VAE that gives refused images a second look: it searches the decoder's images for the nearest one.
 
     An image that the thresholds refuse gets the class of the nearest code that the search finds, and is refused for
-    good where that code, too, lies beyond them: its score is the smaller one. The answers of the search have no gradient; BPDA takes the encoder's.
+    good where that code, too, lies beyond them: its score is the smaller one. The answers of the search have no
+    gradient; BPDA takes the encoder's.
     """
 
     title = "GM-VAE, reclassifying"

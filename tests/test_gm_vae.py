@@ -57,7 +57,7 @@ def test_the_label_is_that_of_the_nearest_mean(digits):
 
 def test_both_thresholds_leave_out_their_share_of_each_classs_training_images(fitted, digits):
     images = digits.train.images
-    fitted.level = 0.9
+    fitted.level, fitted.thresholds = 0.9, "training"
     try:
         fitted.set_thresholds(images)
         scores = fitted.class_scores(images, Generator())
@@ -67,13 +67,13 @@ def test_both_thresholds_leave_out_their_share_of_each_classs_training_images(fi
             if len(mine) > 20:  # else those of all images count
                 assert (mine > 1).float().mean(dim=0).tolist() == pytest.approx([0.1, 0.1], abs=1.5 / len(mine))
     finally:
-        fitted.level = 0.9973
+        fitted.level, fitted.thresholds = 0.9973, "chi_square"
         fitted.set_thresholds(images)
 
 
 def test_the_chi_square_value_of_a_gaussian_refuses_its_tail():
-    """Codes that are Gaussian around the means: 0.27 % lie beyond the value, whatever the covariance."""
-    defense = built(thresholds="chi_square", level=0.9)
+    """Codes that are Gaussian around the means: a tenth lies beyond that value, whatever the covariance."""
+    defense = built(level=0.9)
     made = Generator().manual_seed(0)
     stretched = 0.01 * torch.randn(6000, 10, generator=made) * torch.arange(1, 11)
     labels = torch.arange(6000) % 10
