@@ -30,7 +30,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def fitted(digits) -> GMVAE:
     with training.global_seed(0):
-        defense = GMVAEReclassify(nn.Identity(), **TINY, epochs=1, minimum_steps=250, batch_size=64)
+        defense = GMVAEReclassify(nn.Identity(), **TINY, epochs=1, minimum_steps=200, batch_size=64, search_steps=50)
     defense.fit(digits, draws.generator("cpu", "gm"), Progress())
     return defense.requires_grad_(False)
 
