@@ -112,6 +112,7 @@ _GM_VAE = _Table(
     "papers-v1-gm-vae-{}",
     "gray_box",
     (_AT_ITS_OWN,),
+    classifiers={"": "A", "GM-VAE encoder": "A", "GM-VAE full": "A"},  # all images are attacked on its own net
     by_attack={
         "FGSM": "The paper does not say which loss of the encoder it differentiates: ours is the cross-entropy of "
         "minus the squared distances to the means.",

@@ -77,7 +77,7 @@ def test_every_number_has_a_counterpart_or_a_reason(table):
 
 def test_no_two_numbers_of_a_table_are_answered_alike():
     for table in counterparts.TABLES:
-        found = [(one.protocol, one.defense, one.classifier, one.spec) for one in answers(table)]
+        found = [(one.protocol, one.defense, one.classifier, one.spec, one.metric) for one in answers(table)]
         assert len(set(found)) == len(found)
 
 
