@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import attacks, draws, evaluation, threat
+from bench import attacks, draws, evaluation, statistics, threat
 from bench.catalog import ATTACKS
 from bench.defense import Defense
 from bench.protocol import PROTOCOLS
@@ -162,3 +162,9 @@ def test_the_attacks_are_applicable_to_defenses_with_the_door_alone():
             assert whole.hash == without.hash == asked.hash
             left_out = {spec.attack for spec in whole.attacks} - {spec.attack for spec in without.attacks}
             assert left_out == {name for name, info in ATTACKS.items() if info.needs} == {"towards_class", "fooling"}
+
+
+def test_how_far_a_fooling_image_lies_from_the_clean_one_says_nothing(make_cell):
+    far = {"track": "rejection", "route": "autograd", "norm": None, "eps": None}
+    assert statistics.is_unbounded(make_cell(attack="towards_class", **far))
+    assert not statistics.is_unbounded(make_cell(attack="fooling", **far))

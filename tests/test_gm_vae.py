@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Generator, nn
 
-from bench import data, draws, training
+from bench import data, draws, evaluate, protocol, selective, training
 from bench.data import Dataset
 from bench.progress import Progress
+from leaderboard import tables
 from defenses.gm_vae import GMVAE, GMVAEReclassify, GMVAESemi, GMVAEVariable
 
 TINY = {"width": 4, "hidden": 16}
@@ -149,3 +151,38 @@ def test_of_a_semi_supervised_one_only_so_many_labels_decide(digits):
 def test_settings_that_make_no_sense_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         built(**wrong)
+
+
+class SmallGMVAE(GMVAE):
+    """So small that it trains in seconds."""
+
+    recipes = {"fast": {**TINY, "epochs": 1, "minimum_steps": 60}}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trained_home")
+def test_its_authors_attacks_go_through_the_whole_harness(tmp_path, monkeypatch):
+    whole = protocol.get("digits-selective-v1-quick-draft")
+    names = ("clean.none", "rejection.towards_class.autograd", "rejection.fooling.autograd")
+    chosen = [spec for spec in whole.attacks if spec.slug in names]
+    short = [
+        dataclasses.replace(spec, n_examples=None, params=tuple((k, 8 if k == "steps" else v) for k, v in spec.params))
+        for spec in chosen
+    ]
+    asked = dataclasses.replace(
+        whole, id="tiny-gm", n_examples=8, linf_radii=(0.3,), headline_radii=(0.3,), efforts=(), attacks=tuple(short)
+    )
+    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, asked.id: asked})
+    cells = {cell.record.spec.slug: cell for cell in evaluate(SmallGMVAE, asked, records=tmp_path)}
+    assert set(cells) == set(names) and {cell.record.status for cell in cells.values()} == {"ok"}
+    assert all(cell.record.card.doors == ("class_scores",) for cell in cells.values())
+    fooled = selective.answers(cells["rejection.fooling.autograd"], "1%")
+    assert (fooled.right + fooled.wrong + fooled.refused == 1).all()
+    assert (cells["rejection.fooling.autograd"].outcomes.linf > 0.5).all()  # in no ball around the clean image
+    (row,) = tables.board(asked.id, list(cells.values())).rows
+    assert not row.missing
+    clean = cells["clean.none"]
+    card = clean.record.card.model_copy(update={"doors": ()})
+    plain = dataclasses.replace(clean, record=clean.record.model_copy(update={"card": card}))
+    (row,) = tables.board(asked.id, [plain]).rows
+    assert not row.missing  # not applicable is not missing
