@@ -12,8 +12,8 @@ from torch import Generator, nn
 from bench import data, draws, evaluate, protocol, selective, training
 from bench.data import Dataset
 from bench.progress import Progress
-from leaderboard import tables
 from defenses.gm_vae import GMVAE, GMVAEReclassify, GMVAESemi, GMVAEVariable
+from leaderboard import tables
 
 TINY = {"width": 4, "hidden": 16}
 
@@ -24,16 +24,16 @@ def built(cls: type[GMVAE] = GMVAE, **given) -> GMVAE:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def few() -> Dataset:
     whole = data.load("digits")
     return Dataset("digits", whole.train[:400], whole.validation, whole.test[:0], whole.class_names, whole.split)
 
 
 @pytest.fixture(scope="module")
-def fitted(digits) -> GMVAE:
+def fitted(few) -> GMVAE:
     with training.global_seed(0):
         defense = GMVAEReclassify(nn.Identity(), **TINY, epochs=1, minimum_steps=200, batch_size=64, search_steps=50)
-    defense.fit(digits, draws.generator("cpu", "gm"), Progress())
+    defense.fit(few, draws.generator("cpu", "gm"), Progress())
     return defense.requires_grad_(False)
 
 
@@ -50,15 +50,15 @@ def test_the_entropy_is_constant_or_the_encoders_own():
     assert mean.shape == log_variance.shape == (3, 10) and not torch.equal(log_variance[0], log_variance[1])
 
 
-def test_the_label_is_that_of_the_nearest_mean(digits):
-    defense, images = built(), digits.train.images[:20]
+def test_the_label_is_that_of_the_nearest_mean(few):
+    defense, images = built(), few.train.images[:20]
     nearest = torch.cdist(defense.encode(images), defense.means).argmin(dim=1)
     assert torch.equal(defense.logits(images, Generator()).argmax(dim=1), nearest)
     assert defense.classifier is not None and torch.equal(defense.classifier(images).argmax(dim=1), nearest)
 
 
-def test_both_thresholds_leave_out_their_share_of_each_classs_training_images(fitted, digits):
-    images = digits.train.images
+def test_both_thresholds_leave_out_their_share_of_each_classs_training_images(fitted, few):
+    images = few.train.images
     fitted.level, fitted.thresholds = 0.9, "training"
     try:
         fitted.set_thresholds(images)
@@ -90,8 +90,8 @@ def test_the_chi_square_value_of_a_gaussian_refuses_its_tail():
     assert defense.farthest[0] == pytest.approx(math.sqrt(15.987), rel=1e-3)  # from a table, 10 degrees
 
 
-def test_the_score_is_the_larger_of_the_predicted_classs_two(fitted, digits):
-    images = digits.validation.images[:30]
+def test_the_score_is_the_larger_of_the_predicted_classs_two(fitted, few):
+    images = few.validation.images[:30]
     scores = fitted.class_scores(images, Generator())
     predicted = fitted.classifier(images).argmax(dim=1)
     mine = scores[torch.arange(30), predicted]
@@ -99,8 +99,8 @@ def test_the_score_is_the_larger_of_the_predicted_classs_two(fitted, digits):
     assert (fitted.rejection_score(images, Generator()) <= mine.amax(dim=1)).all()
 
 
-def test_noise_is_refused_and_digits_are_not(fitted, digits):
-    score = GMVAE.rejection_score(fitted, digits.validation.images[:100], Generator())
+def test_noise_is_refused_and_digits_are_not(fitted, few):
+    score = GMVAE.rejection_score(fitted, few.validation.images[:100], Generator())
     noise = GMVAE.rejection_score(fitted, torch.rand(50, 1, 28, 28), Generator())
     assert float((score <= 1).float().mean()) > 0.7 and (noise > 1).all()
 
@@ -120,8 +120,8 @@ def test_the_search_finds_what_the_decoder_made(fitted):
     assert torch.allclose(alone, found.code[:4], atol=1e-3)
 
 
-def test_refused_images_get_the_searchs_answer_and_accepted_ones_the_encoders(fitted, digits):
-    images = torch.cat([digits.validation.images[:10], torch.rand(5, 1, 28, 28)])
+def test_refused_images_get_the_searchs_answer_and_accepted_ones_the_encoders(fitted, few):
+    images = torch.cat([few.validation.images[:10], torch.rand(5, 1, 28, 28)])
     refused = GMVAE.rejection_score(fitted, images, Generator()) > 1
     assert refused[10:].all() and not refused.all()
     logits, encoders = fitted.logits(images, Generator()), fitted.classifier(images)
@@ -130,13 +130,27 @@ def test_refused_images_get_the_searchs_answer_and_accepted_ones_the_encoders(fi
     assert (fitted.rejection_score(images, Generator())[10:] > 1).all()  # no code explains noise: fooling images
 
 
-def test_of_a_semi_supervised_one_only_so_many_labels_decide(digits):
-    defense = built(GMVAESemi, labels_per_class=3)
-    known = defense._known(digits.train.labels, draws.generator("cpu", "known"))
-    assert torch.bincount(digits.train.labels[known], minlength=10).tolist() == [3] * 10
-    spoiled = digits.train.labels.clone()
-    others = torch.ones(len(spoiled), dtype=torch.bool).index_fill(0, known, False)
-    assert int(others.sum()) == len(spoiled) - 30
+def test_of_a_semi_supervised_one_only_so_many_labels_decide(few):
+    """Other labels on the images whose own are not used change nothing; on the others they do."""
+    chosen = {"labels_per_class": 3, "epochs": 1, "minimum_steps": 0, "batch_size": 200, "labelled_batch": 8}
+    labels = few.train.labels
+    known = built(GMVAESemi, **chosen)._known(labels, draws.generator("cpu", "known"))
+    assert torch.bincount(labels[known], minlength=10).tolist() == [3] * 10
+
+    def weights(known_too: bool) -> str:
+        spoiled = (labels + 1) % 10
+        if not known_too:
+            spoiled[known] = labels[known]
+        defense = built(GMVAESemi, **chosen)
+        defense._known = lambda labels, generator: known
+        split = dataclasses.replace(few.train, labels=spoiled)
+        defense.fit(dataclasses.replace(few, train=split), draws.generator("cpu", "fit"), Progress())
+        return training.weights_hash(defense)
+
+    untouched = built(GMVAESemi, **chosen)
+    untouched._known = lambda labels, generator: known
+    untouched.fit(few, draws.generator("cpu", "fit"), Progress())
+    assert weights(known_too=False) == training.weights_hash(untouched) != weights(known_too=True)
     assert GMVAESemi.recipes["paper"]["labels_per_class"] == 100
 
 
