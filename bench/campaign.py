@@ -40,7 +40,18 @@ from bench.catalog import ATTACKS, CLASSIFIERS
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
-from bench.evaluation import Examples, Subject, Work, cell_name, defended, evaluate_cell, images_key, untouched, wanted
+from bench.evaluation import (
+    Examples,
+    Subject,
+    Work,
+    cell_name,
+    defended,
+    doors,
+    evaluate_cell,
+    images_key,
+    untouched,
+    wanted,
+)
 from bench.isolation import Isolated
 from bench.places import home
 from bench.progress import Progress, duration, for_terminal
@@ -72,7 +83,7 @@ class Plan:
 
     def view(self, subject: Subject) -> Protocol:
         """The protocol as this defense meets it."""
-        return self.protocol.effort(subject.budget, stochastic=subject.cls.stochastic)
+        return self.protocol.effort(subject.budget, stochastic=subject.cls.stochastic, doors=doors(subject.cls))
 
 
 def plan(
@@ -620,7 +631,7 @@ def outline(asked: Plan, store: Store) -> list[str]:
             f"{_queries(usual)}"
         )
         for name, cls in asked.defenses:
-            view = asked.protocol.effort("cheap", stochastic=cls.stochastic)
+            view = asked.protocol.effort("cheap", stochastic=cls.stochastic, doors=doors(cls))
             specs = view.among(asked.tracks, asked.attacks)
             trainings = asked.seeds if has_door(cls, "fit") else 1
             names = [spec.cell(classifier, seed) for seed in range(trainings) for spec in specs]

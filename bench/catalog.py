@@ -45,7 +45,9 @@ class AttackInfo:
     image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
     make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball. One
     with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it. One
-    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance).
+    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs` an
+    optional method of the contract is not applicable to a defense without it. One that makes `new_images` leaves the
+    clean ones behind: what it makes has no true class.
     """
 
     function: str
@@ -58,6 +60,8 @@ class AttackInfo:
     minimum_norm: bool = False
     random_part: bool = False
     past_detector: bool = False
+    needs: str = ""
+    new_images: bool = False
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -84,6 +88,15 @@ def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int,
     """A look at the clean image, then a run for each wrong class."""
     forward, backward = _iterative(steps)(restarts=targets)
     return 1 + forward, backward
+
+
+def _each_class(default_steps: int, default_targets: int) -> Callable[..., tuple[int, int]]:
+    """A look at the start, then a run for each class that is aimed at."""
+
+    def cost(steps: int = default_steps, targets: int = default_targets, **other: object) -> tuple[int, int]:
+        return _targeted(steps, targets)
+
+    return cost
 
 
 def _square(queries: int = 5000, **other: object) -> tuple[int, int]:
@@ -205,6 +218,17 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "Orthogonal PGD past a detector (Bryniarski et al. 2021)",
             "https://arxiv.org/abs/2106.15023", cost=_two_gradients, fixed={"rule": "orthogonal"}, past_detector=True,
         ),
+        "towards_class": AttackInfo(
+            "bench.attacks.class_targets:towards_class", 1, (),
+            "The nearest image that is accepted as a wrong class (GM-VAE's eq. 10, 2019)",
+            "https://arxiv.org/abs/1806.00081", cost=_each_class(200, 9), past_detector=True, needs="class_scores",
+        ),
+        "fooling": AttackInfo(
+            "bench.attacks.class_targets:fooling", 1, (),
+            "Noise that is accepted as a class (GM-VAE's eq. 11, 2019)",
+            "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs="class_scores",
+            new_images=True,
+        ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),
             "Square Attack, random search on scores (Andriushchenko et al. 2020)",
@@ -216,3 +240,6 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+DOORS: tuple[str, ...] = tuple(sorted({info.needs for info in ATTACKS.values()} - {""}))
+"""The optional methods of the contract that decide which attacks are applicable."""

@@ -370,6 +370,38 @@ def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
     )
 
 
+def check_class_scores(cls: type[Defense], images: Tensor) -> None:
+    """What a defense expects of each class: two finite numbers, with a gradient, that bound the rejection score."""
+    if not has_door(cls, "class_scores"):
+        return
+    defense = _build(cls, images)
+    _expect(has_door(cls, "rejection_score"), f"{cls.__name__} has class_scores and never refuses by them")
+    attacked = images.clone().requires_grad_()
+    with torch.enable_grad():
+        scores = defense.class_scores(attacked, draws.generator(images.device, "check", 0))
+        (gradient,) = (
+            torch.autograd.grad(scores.sum(), attacked, allow_unused=True) if scores.requires_grad else (None,)
+        )
+    logits = _logits(defense, images)
+    _expect(
+        scores.shape == (*logits.shape, 2) and bool(scores.isfinite().all()),
+        f"{cls.__name__}.class_scores returned {tuple(scores.shape)}, expected {(*logits.shape, 2)}, all finite",
+    )
+    dead = gradient is None or bool(gradient.flatten(1).abs().amax(dim=1).eq(0).any())
+    _expect(
+        not dead and bool(gradient.isfinite().all()),  # type: ignore[union-attr]
+        f"{cls.__name__}.class_scores have no finite, nonzero gradient; give them a differentiable stand-in",
+    )
+    with torch.no_grad():
+        score = defense.rejection_score(images, draws.generator(images.device, "check", 0))
+    bound = scores.detach()[torch.arange(len(images)), logits.argmax(dim=1)].amax(dim=1)
+    gap = float((score - bound).max())
+    _expect(
+        gap <= CLOSE * max(1.0, float(bound.max())),
+        f"{cls.__name__}: the rejection score is larger by {gap:.2g} than the class_scores of the predicted class",
+    )
+
+
 ALL: tuple[Check, ...] = (
     check_facts,
     check_builds_from_keywords,
@@ -390,6 +422,7 @@ ALL: tuple[Check, ...] = (
     check_weights_hold_what_fit_learned,
     check_latent_doors,
     check_rejection_score,
+    check_class_scores,
 )
 
 

@@ -43,7 +43,8 @@ class Defense(nn.Module, ABC):
     """A purifier in front of a classifier.
 
     Subclasses give the facts below and `purify`; the rest has defaults. A door that a defense does not have
-    (`encode`, `posterior`, `decode`, `rejection_score`) raises NotImplementedError and is "not applicable".
+    (`encode`, `posterior`, `decode`, `rejection_score`, `class_scores`) raises NotImplementedError and is "not
+    applicable".
     """
 
     title: ClassVar[str]  # for people: "Defense-GAN"
@@ -127,6 +128,13 @@ class Defense(nn.Module, ABC):
         """(N,), differentiable, published thresholds divided out: an image is accepted if and only if it is <= 1. From
         the same generator state it refers to the same draw as `logits`."""
         raise NotImplementedError(f"{type(self).__name__} never refuses")
+
+    def class_scores(self, images: Tensor, generator: Generator) -> Tensor:
+        """For a defense that refuses by what it expects of the predicted class: what it would say of each class,
+        (N, K, 2), differentiable, published thresholds divided out. First the distance of the code to the class, then
+        the reconstruction error. The rejection score is at most the larger of the predicted class's two, from the same
+        draw."""
+        raise NotImplementedError(f"{type(self).__name__} expects nothing of a class")
 
 
 def has_door(defense: Defense | type[Defense], door: str) -> bool:

@@ -29,7 +29,7 @@ from torch import Generator, Tensor, nn
 from bench import attacks, device, draws, seeds, substitutes, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
-from bench.catalog import ATTACKS
+from bench.catalog import ATTACKS, DOORS
 from bench.data import Split
 from bench.defense import Defense, Fact, has_door, source_hash
 from bench.facts import facts
@@ -99,8 +99,13 @@ def card(cls: type[Defense]) -> Card:
     lines = (cls.__doc__ or "").strip().splitlines()
     return Card(
         title=cls.title, paper=cls.paper, year=cls.year, summary=lines[0].strip() if lines else "", kind=cls.kind,
-        stochastic=cls.stochastic, differentiable=cls.differentiable, trained_on=cls.trained_on,
+        stochastic=cls.stochastic, differentiable=cls.differentiable, trained_on=cls.trained_on, doors=doors(cls),
     )  # fmt: skip
+
+
+def doors(cls: type[Defense]) -> tuple[str, ...]:
+    """The optional methods of a defense that decide which attacks are applicable to it."""
+    return tuple(door for door in DOORS if has_door(cls, door))
 
 
 def wanted(subject: Subject, protocol: Protocol, spec: AttackSpec, earlier: Sequence[Cell]) -> Wanted:
@@ -375,6 +380,8 @@ def _target(work: Work, first: int) -> threat.Target:
     eot = spec.eot(stochastic=True)
     if spec.track == "rejection":
         beyond = work.subject.thresholds.get(spec.threshold, math.inf)  # none where it could not be built: it raises
+        if ATTACKS[spec.attack].needs == "class_scores":
+            return threat.class_acceptance(work.subject.defense, threshold=beyond, eot=eot, seed_parts=seed_parts)
         return threat.acceptance(work.subject.defense, spec.route, threshold=beyond, eot=eot, seed_parts=seed_parts)
     if spec.track == "query":
         return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)

@@ -1,4 +1,5 @@
-"""The accuracies that papers print, image by image from the records: three meanings of one word. No torch here."""
+"""The accuracies that papers print, image by image from the records: meanings of one word, and errors and refusals. No
+torch here."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import selective
 from bench.record import Cell
 
 Array = NDArray[np.float64]
-Metric = Literal["accuracy", "agreement", "joint"]
+Metric = Literal["accuracy", "agreement", "joint", "answer", "right", "wrong", "refused"]
 METRICS: Mapping[Metric, str] = MappingProxyType(
     {
         "accuracy": "the share of images classified as their true label",
@@ -20,6 +22,10 @@ METRICS: Mapping[Metric, str] = MappingProxyType(
         "answer to the clean one, right or wrong (MAD-VAE's code)",
         "joint": "the share of images classified as their true label that the bare classifier got right when clean "
         "(the VQ-VAE report's code)",
+        "answer": "the share of images classified as their true label, refused or not",
+        "right": "the share of images that the published thresholds accept, classified as their true label",
+        "wrong": "the share of images that the published thresholds accept, classified as another label",
+        "refused": "the share of images that the published thresholds refuse",
     }
 )
 
@@ -27,14 +33,22 @@ METRICS: Mapping[Metric, str] = MappingProxyType(
 def per_image(metric: Metric, cell: Cell, bare: Cell | None = None) -> Array:
     """The metric's value of each attacked image in [0, 1], (n,).
 
-    `bare` is the clean cell of the classifier without a defense, on images that start alike; only accuracy does without
-    it. Accuracy and joint average the scoring draws, agreement looks at the first. Raises ValueError where the images
-    of `bare` are others, or are missing.
+    `bare` is the clean cell of the classifier without a defense, on images that start alike; only agreement and joint
+    need it. Accuracy and joint average the scoring draws, agreement and answer look at the first. Raises ValueError
+    where the images of `bare` are others, or are missing, and for shares at published thresholds that a random
+    defense's records lack.
     """
     attacked, outcomes = cell.outcomes.attacked, cell.outcomes
     correct: Array = outcomes.correct[attacked].astype(np.float64)
     if metric == "accuracy":
         return correct
+    if metric == "answer":
+        return np.asarray(outcomes.predicted == outcomes.label, dtype=np.float64)[attacked]
+    if metric in ("right", "wrong", "refused"):
+        shares = selective.answers(cell, "published")
+        if shares is None:
+            raise ValueError(f"{cell.record.cell} of a random defense tells nothing of the published thresholds")
+        return np.asarray(getattr(shares, metric), dtype=np.float64)[attacked]
     if bare is None:
         raise ValueError(f"{metric} of {cell.record.cell} needs the clean cell of the classifier without a defense")
     rows = np.flatnonzero(attacked)

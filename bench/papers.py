@@ -114,7 +114,30 @@ def _defense_gan(dataset: str) -> Protocol:
     return _protocol("defense-gan", dataset, ("A", "B", "C", "D"), attacks, (_EPS,), purpose)
 
 
+# ---------------------------------------------------------------------------------------------- GM-VAE, 2019
+
+
+def _gm_vae() -> Protocol:
+    """Attackers of the encoder alone, which classifies; and one who knows all, for all nine classes (eq. 10)."""
+    radii = (0.06, 0.12, 0.18, 0.24, 0.3)
+    attacks = (
+        *(AttackSpec("fgsm", "gray_box", "linf", eps) for eps in radii),
+        # CleverHans' defaults but for its missing clip to [0, 1]
+        AttackSpec("mi_fgsm", "gray_box", "linf", _EPS, _params(steps=10, step_size=0.06, labels="predicted")),
+        AttackSpec("pgd", "gray_box", "linf", _EPS, _params(**dict(NORMAL), labels="predicted")),
+        AttackSpec(
+            "towards_class", "rejection", None, None, _params(threshold="published", targets=9, steps=200), "autograd",
+            n_examples=100,
+        ),
+    )  # fmt: skip
+    purpose = (
+        "GM-VAE (Ghosh, Losalka and Black 2019): its encoder attacked alone, and all of it, at its own thresholds."
+    )
+    return _protocol("gm-vae", "mnist", ("A",), attacks, radii, purpose)
+
+
 _ALL = (
+    _gm_vae(),
     _lq_vae("mnist"),
     _lq_vae("fmnist"),
     _protocol(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from bench import seeds, sources
+from bench.catalog import ATTACKS, DOORS
 from bench.errors import BenchError, unknown
 from bench.sources import Source
 
@@ -211,8 +212,16 @@ class Protocol:
         """A sha256 over everything that decides a number (`purpose` is prose and left out)."""
         return self.whole or seeds.digest({**dataclasses.asdict(self), "purpose": ""})
 
-    def effort(self, budget: str, *, stochastic: bool) -> Protocol:
-        """The protocol as a defense of this budget class meets it: the same id and hash, its own attacks and images."""
+    def effort(self, budget: str, *, stochastic: bool, doors: Collection[str] = DOORS) -> Protocol:
+        """The protocol as a defense of this budget class meets it: the same id and hash, its own attacks and images.
+
+        Attacks that need an optional method of the contract that is not among its `doors` are not applicable to it.
+        """
+        view = self._spent(budget, stochastic)
+        applicable = tuple(spec for spec in view.attacks if ATTACKS[spec.attack].needs in ("", *doors))
+        return dataclasses.replace(view, attacks=applicable)
+
+    def _spent(self, budget: str, stochastic: bool) -> Protocol:
         kinds: dict[tuple[str, bool], Effort] = {(one.budget, one.stochastic): one for one in self.efforts}
         chosen = kinds.get((budget, stochastic)) or kinds.get((budget, not stochastic))
         if chosen is None or (budget == "cheap" and chosen.stochastic != stochastic):
@@ -458,6 +467,23 @@ def _quick(dataset: str, r: _Radii) -> Protocol:
     )  # fmt: skip
 
 
+def _as_a_class(steps: int, eot: int, full: bool) -> list[AttackSpec]:
+    """What the GM-VAE's authors ran on it: the nearest image that passes for another class, for all nine, and noise
+    that passes for one; the former also with the covariance as printed. For defenses that expect something of a class.
+    """
+    usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps), ("targets", 9))
+    printed = (("covariance", "printed"), *usual)
+    noise = (("eot", eot), ("steps", 2 * steps), ("targets", 1))
+    few = None if full else 40
+    return [
+        AttackSpec("towards_class", "rejection", params=usual, route="autograd", n_examples=few),
+        AttackSpec(
+            "towards_class", "rejection", params=printed, route="autograd", n_examples=few and 20, variant="printed"
+        ),
+        AttackSpec("fooling", "rejection", params=noise, route="autograd", n_examples=few),
+    ]
+
+
 def _past_detectors(
     radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], wide: float, steps: int, eot: int
 ) -> list[AttackSpec]:
@@ -482,6 +508,7 @@ def _past_detectors(
             specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "bpda"))
         if eps in hard:
             specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
+    specs += _as_a_class(steps, eot, len(hard) > 1)
     for attack in ("lagrangian_pgd", "orthogonal_pgd"):
         specs.append(AttackSpec(attack, "rejection", "linf", wide, usual, "autograd", variant="wide"))
         specs += [AttackSpec(attack, "rejection", "l2", eps, usual, "autograd") for eps in l2]

@@ -43,6 +43,7 @@ class Card(BaseModel):
     stochastic: bool = False
     differentiable: bool = True
     trained_on: str = "nothing"
+    doors: tuple[str, ...] = Field((), description="the optional methods of the contract that some attacks need")
 
     @property
     def has_seen_attacks(self) -> bool:

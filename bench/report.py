@@ -77,7 +77,9 @@ def _groups(cells: Sequence[Cell], protocol: Protocol) -> list[_Group]:
     groups = {}
     for key, group in found.items():
         record = group[0].record
-        groups[key] = _Group(group, protocol.effort(record.budget, stochastic=record.card.stochastic))
+        groups[key] = _Group(
+            group, protocol.effort(record.budget, stochastic=record.card.stochastic, doors=record.card.doors)
+        )
     return [_judged(group, groups.get(("identity", classifier))) for (_, classifier), group in groups.items()]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench import seeds
+from bench.catalog import ATTACKS
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell
 
@@ -272,7 +273,8 @@ class Distortion:
 
 def is_unbounded(cell: Cell) -> bool:
     """Whether the attack had no budget (DeepFool, CW, one pixel): accuracy alone then says nothing of its distance."""
-    return cell.record.track != "clean" and cell.record.eps is None
+    new = cell.record.attack in ATTACKS and ATTACKS[cell.record.attack].new_images  # no distance of the clean one's
+    return cell.record.track != "clean" and cell.record.eps is None and not new
 
 
 def distortion(clean: Cell, cell: Cell, radii: Sequence[float]) -> Distortion:

@@ -94,6 +94,27 @@ def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed
     return Target(_folded(defense, answers, eot, seed_parts))
 
 
+def class_acceptance(defense: Defense, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
+    """White box against a defense that says what it expects of each class: (N, K + 1 + 2K) or (eot, N, K + 1 + 2K).
+
+    The logits and the slack of `acceptance`, without a gradient, then the two `class_scores` of each class over
+    `threshold`, all from one draw. Scores over a threshold that is not positive are infinite.
+    """
+
+    def answers(images: Tensor, generator: Generator) -> Tensor:
+        state = generator.get_state()
+        with torch.no_grad():
+            logits = defense.logits(images, generator)
+            generator.set_state(state)
+            slack = threshold - defense.rejection_score(images, generator)
+        generator.set_state(state)
+        scores = defense.class_scores(images, generator)  # (N, K, 2)
+        over = scores / threshold if threshold > 0 else torch.full_like(scores, torch.inf)
+        return torch.cat([logits, slack[:, None], over.flatten(1)], dim=1)
+
+    return Target(_folded(defense, answers, eot, seed_parts))
+
+
 def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
     """The attacker asks the whole defense for its logits and sees nothing else: they carry no gradient.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench import selective
+from bench import selective, statistics
 from bench.protocol import THRESHOLDS, AttackSpec
 from bench.record import Cell
 from bench.statistics import accuracy_interval, ordered
@@ -29,12 +29,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Refusals:
-    """One row at one threshold: what the threshold is, and `answers` clean and at each headline radius."""
+    """One row at one threshold: what the threshold is, `answers` clean and at each headline radius, and at each of the
+    latter what is `held`: right when clean and never accepted and wrong."""
 
     row: Row
     threshold: str
     value: float
     answers: tuple[Answers, ...]
+    held: tuple[Estimate, ...]
 
 
 def refusals(board: Board) -> list[Refusals]:
@@ -62,7 +64,10 @@ def _at(row: Row, threshold: str) -> Refusals | None:
         Answers(*(_estimate(parts[name][place]) for name in ("right", "wrong", "refused")))
         for place in range(1 + len(row.effort.headline_radii))
     ]
-    return Refusals(row, threshold, row.recorded[0].record.thresholds.get(threshold, np.inf), tuple(answers))
+    radii = row.effort.headline_radii
+    robust = (statistics.robustness(selective.as_held(cells, threshold), "linf", radii) for cells in _by_seed(row))
+    held = tuple(_estimate(values) for values in np.mean(list(robust), axis=0)[1:])
+    return Refusals(row, threshold, row.recorded[0].record.thresholds.get(threshold, np.inf), tuple(answers), held)
 
 
 def _estimate(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:

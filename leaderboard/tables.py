@@ -212,7 +212,7 @@ def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
     row = Row(
         first.defense, first.classifier, _seeds(cells), first.card, tuple(cells), "complete", recorded=recorded
     )  # fmt: skip
-    effort = _effort(protocol, first.budget, first.card.stochastic) if protocol else None
+    effort = _effort(protocol, first.budget, first.card.stochastic, first.card.doors) if protocol else None
     if effort is None or (first.protocol_hash, first.n_examples) != (effort.hash, effort.n_examples):
         return replace(row, state="other_version")
     wanted = {spec.slug for spec in effort.attacks}
@@ -229,8 +229,8 @@ def _row(cells: Sequence[Cell], protocol: Protocol | None) -> Row:
 
 
 @cache  # a protocol's hash takes a while
-def _effort(protocol: Protocol, budget: str, stochastic: bool) -> Protocol:
-    return protocol.effort(budget, stochastic=stochastic)
+def _effort(protocol: Protocol, budget: str, stochastic: bool, doors: tuple[str, ...]) -> Protocol:
+    return protocol.effort(budget, stochastic=stochastic, doors=doors)
 
 
 def _seeds(cells: Iterable[Cell]) -> tuple[int, ...]:

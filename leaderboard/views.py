@@ -121,7 +121,7 @@ def efforts(protocol: Protocol) -> list[tuple[str, Protocol]]:
 
 def reductions(row: Row, protocol: Protocol) -> str:
     """What a row was attacked with less of than a cheap deterministic one: "4 images instead of 10, …"; else empty."""
-    usual, own = protocol.effort("cheap", stochastic=False), row.effort
+    usual, own = protocol.effort("cheap", stochastic=False, doors=row.card.doors), row.effort
     if own is None:
         return ""
     counts = (

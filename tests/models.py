@@ -11,10 +11,15 @@ from bench.attacks import Logits
 
 def shown(name: str, logits: Logits) -> Logits:
     """What the attack `name` is given of a model that accepts every image: its logits, and beside them, for one that
-    goes past a detector, a slack."""
+    goes past a detector, a slack, and for one that aims at a class, how unlikely each is."""
+    info = catalog.ATTACKS[name]
 
     def answers(images: Tensor) -> Tensor:
         found = logits(images)
-        return torch.cat([found, torch.full_like(found[..., :1], 10.0)], dim=-1)
+        parts = [found, torch.full_like(found[..., :1], 10.0)]
+        if info.needs:
+            apart = -found.log_softmax(dim=-1)
+            parts.append(torch.stack([apart, torch.zeros_like(apart)], dim=-1).flatten(-2))
+        return torch.cat(parts, dim=-1)
 
-    return answers if catalog.ATTACKS[name].past_detector else logits
+    return answers if info.past_detector else logits

@@ -23,6 +23,7 @@ from bench.draws import ImageDraws
 EPS = 0.1
 BUDGETED = sorted(name for name, info in catalog.ATTACKS.items() if info.norms)
 LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0)  # those that use gradients
+FROM_IMAGE = [name for name in LEARNING if not catalog.ATTACKS[name].new_images]  # the others start elsewhere
 LINF = [name for name in BUDGETED if name in LEARNING and "linf" in catalog.ATTACKS[name].norms]
 CLIMBING = [name for name in LINF if not catalog.ATTACKS[name].minimum_norm]  # the others stop at the border
 WHOLE = [name for name in LINF if not catalog.ATTACKS[name].random_part]  # what they reach on a linear model is known
@@ -359,7 +360,7 @@ def test_invariant_12_any_channels_classes_and_batch(name, shape, classes, n):
     assert result.losses.shape[1] == n
 
 
-@learning
+@pytest.mark.parametrize("name", FROM_IMAGE)
 def test_success_is_the_first_step_at_which_the_model_is_wrong(name):
     model, (images, labels) = Linear(), batch(64)
     right = threat.predictions(model, images)

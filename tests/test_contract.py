@@ -318,6 +318,44 @@ class SelectiveInName(Honest):
     kind = "selective"
 
 
+class ScoreWithoutGradient(SelectiveInName):
+    """A score that no attacker may climb."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.detach().flatten(1).mean(dim=1)
+
+
+class ThresholdFromTestImages(SelectiveInName):
+    """Refuses so that no test image is: there is none to look at."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.register_buffer("threshold", torch.ones(1))
+
+    def fit(self, data, generator: Generator, progress) -> None:
+        self.threshold = data.test.images.mean().view(1)
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.flatten(1).mean(dim=1) / self.threshold
+
+
+class ScoresThatBoundNothing(SelectiveInName):
+    """Tells attackers that every class accepts what it refuses."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return 2 + images.flatten(1).mean(dim=1)
+
+    def class_scores(self, images: Tensor, generator: Generator) -> Tensor:
+        return images.flatten(1).mean(dim=1)[:, None, None].expand(-1, 10, 2)
+
+
+class ScoresOfOneClass(ScoresThatBoundNothing):
+    """Has one score for each image."""
+
+    def class_scores(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.rejection_score(images, generator)
+
+
 SHELF = [
     (Nameless, "facts", "title"),
     (NoLink, "facts", "expected a link"),
@@ -350,6 +388,10 @@ SHELF = [
     (PlainAttribute, "weights_hold_what_fit_learned", "register_buffer"),
     (OddLatents, "latent_doors", r"decode\(encode\(images\)\)"),
     (SelectiveInName, "rejection_score", "go together"),
+    (ScoreWithoutGradient, "rejection_score", "no finite, nonzero gradient"),
+    (ThresholdFromTestImages, "fit_learns", "not finite"),
+    (ScoresThatBoundNothing, "class_scores", "larger by"),
+    (ScoresOfOneClass, "class_scores", r"expected \(16, 10, 2\)"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Three meanings of accuracy, counted by hand."""
+"""What papers count, counted by hand."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def cells(make_cell):
 def test_each_metric_counts_what_it_says(metric, values, cells):
     assert per_image(metric, *cells).tolist() == values
     assert METRICS[metric].startswith("the share of images")
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("answer", [1, 0, 1, 0, 0]), ("right", [1, 0, 0, 0, 0]), ("wrong", [0, 1, 0, 0, 1]), ("refused", [0, 0, 1, 1, 0])],
+)
+def test_of_a_defense_that_may_refuse_the_published_thresholds_decide(metric, values, make_cell):
+    """Image 4 failed: no refusal saves it."""
+    scores = {"rejection_score": [0.9, 0.5, 1.1, 3, 9]}
+    found = make_cell(ATTACKED | scores, attack="fgsm", track="gray_box", thresholds={"published": 1.0, "1%": 0.1})
+    assert per_image(metric, found).tolist() == values
+    random = found.record.card.model_copy(update={"stochastic": True})
+    with pytest.raises(ValueError, match="nothing of the published thresholds"):
+        per_image("right", make_cell(ATTACKED, attack="fgsm", track="gray_box", card=random))
 
 
 def test_only_attacked_images_count_and_the_bare_cell_may_have_more(make_cell):

@@ -50,7 +50,7 @@ def test_no_two_protocols_share_a_hash_with_those_of_the_boards():
 def test_every_attack_that_is_there_takes_its_parameters(spec):
     if spec.attack not in catalog.ATTACKS:
         pytest.skip(f"the attack {spec.attack} is not installed yet")
-    own = {name: value for name, value in spec.params if name != "labels"}  # labels are the harness's
+    own = {name: value for name, value in spec.params if name not in ("labels", "threshold")}  # the harness's
     if spec.eps is not None:
         own["eps"] = spec.eps
     inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **own)
@@ -62,7 +62,7 @@ def test_every_attack_that_is_there_takes_its_parameters(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_tracks_routes_and_sources_go_together(spec):
-    assert (spec.track == "white_box") == (spec.route in protocol.ROUTES)
+    assert (spec.track in ("white_box", "rejection")) == (spec.route in protocol.ROUTES)
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade
 

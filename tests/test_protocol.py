@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from models import shown
 
 from bench import attacks, catalog, classifiers, cost, data, protocol
 from bench.draws import ImageDraws
@@ -271,7 +272,7 @@ def linear(images):
 def test_every_attack_of_the_catalog_imports_and_runs(name):
     images, labels = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
     radius = {"eps": 0.1} if catalog.ATTACKS[name].norms else {}
-    result = attacks.get(name)(linear, images, labels, draws=ImageDraws(labels), **radius)
+    result = attacks.get(name)(shown(name, linear), images, labels, draws=ImageDraws(labels), **radius)
     assert result.images.shape == images.shape
     assert not radius or (result.images - images).abs().max() <= 0.1 + 1e-6
 
@@ -316,6 +317,7 @@ PUBLISHED = {
     "mnist-v1-quick": "bad860980ffc483769591bc5e0065be3fd63894bf74a33e49c1dada9d342f0c1",
     "fmnist-v1": "e5ad9256fee9cddcbe3eba7af03dcce2cb1456b1debe1068701047857053d70c",
     "fmnist-v1-quick": "393437399ef29150c5d34a06e703944476ba55b6c4e7f01a2c0f70431283ae4e",
+    "papers-v1-gm-vae-mnist": "6b62dc5337624210ee5bad0f5da83c547a1868c6ddbea095624ea94fe6b39462",
     "papers-v1-lq-vae-mnist": "adb9c9a473e04ea5292a7d6e8f6d98ed3273fc9f321075db41bcb767115dbf63",
     "papers-v1-lq-vae-fmnist": "bd97cd584ff275168cc5398a6f7762ab589e678994a835d17e2976583e176362",
     "papers-v1-mad-vae-mnist": "47219b881fd3b0b37a24a7702847ab83693d1ecf0ba74a051ee2c3287cfa2734",

@@ -55,6 +55,9 @@ def bare(answer: Counterpart, right: Sequence[float], predicted: Sequence[int]) 
     return cell(answer, right, predicted, defense="identity", spec=protocols.AttackSpec("none", "clean"))
 
 
+PARTLY = ("lq-vae/bpda", "gm-vae/table1", "gm-vae/text")  # tables of which some rows have no protocol
+
+
 # ---------------------------------------------------------------------------------------------- counterparts
 
 
@@ -65,7 +68,7 @@ def test_every_number_has_a_counterpart_or_a_reason(table):
         if row.table == table:
             found = counterpart(row)
             if isinstance(found, str):
-                assert found and table in {*counterparts.NOT_REPEATED, "lq-vae/bpda"}
+                assert found and table in {*counterparts.NOT_REPEATED, *PARTLY}
             else:
                 chosen = protocols.get(found.protocol)
                 assert found.spec in chosen.attacks and found.classifier in chosen.classifiers
@@ -74,7 +77,7 @@ def test_every_number_has_a_counterpart_or_a_reason(table):
 
 def test_no_two_numbers_of_a_table_are_answered_alike():
     for table in counterparts.TABLES:
-        found = [(one.protocol, one.defense, one.classifier, one.spec) for one in answers(table)]
+        found = [(one.protocol, one.defense, one.classifier, one.spec, one.metric) for one in answers(table)]
         assert len(set(found)) == len(found)
 
 
@@ -178,7 +181,7 @@ def test_what_is_missing_here_is_said_and_nothing_is_dropped():
 def test_with_everything_installed_only_tables_without_a_protocol_are_left():
     found = reproduce.lines(reported(), [], here=EVERYTHING)
     left = {line.row.table for line in found if line.obstacle}
-    assert left == {*counterparts.NOT_REPEATED, "lq-vae/bpda"}
+    assert left == {*counterparts.NOT_REPEATED, *PARTLY}
 
 
 def test_installed_looks_at_this_installation():

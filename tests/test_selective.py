@@ -207,6 +207,8 @@ class TestMeasured:
         assert [one.threshold for one in shown] == ["1%", "5%", "published"]
         for answer in (answer for one in shown for answer in one.answers):
             assert answer.right.value + answer.wrong.value + answer.refused.value == pytest.approx(1)
+        assert shown[0].held[0].value == pytest.approx(row.robust[0].value)  # the board's own threshold
+        assert all(one.held[0].value <= 1 - one.answers[1].wrong.value for one in shown)
         assert row.recorded == tuple(cells) and row.mrr.value < 0.5
         assert refusals.risk_coverage(row, "x") is not None
 

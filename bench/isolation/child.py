@@ -31,7 +31,7 @@ from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
 
 DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score",
-         "facts")  # fmt: skip
+         "class_scores", "facts")  # fmt: skip
 FACTS = ("title", "paper", "year", "kind", "stochastic", "differentiable", "per_classifier", "trained_on", "version")
 
 

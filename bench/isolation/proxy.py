@@ -318,6 +318,7 @@ _DOORS: Mapping[str, Any] = {
     "approximate": lambda self, images, generator: self.through("approximate", images, generator)[0],
     "surrogate_logits": lambda self, images, generator: self.through("surrogate_logits", images, generator)[0],
     "rejection_score": lambda self, images, generator: self.through("rejection_score", images, generator)[0],
+    "class_scores": lambda self, images, generator: self.through("class_scores", images, generator)[0],
     "encode": lambda self, images: self.through("encode", images, None)[0],
     "decode": lambda self, latents: self.through("decode", latents, None)[0],
     "posterior": lambda self, images: self.through("posterior", images, None)[:2],

@@ -26,7 +26,8 @@ def _view(cell: Cell) -> Protocol | None:
         known = protocol.get(cell.record.protocol)
     except BenchError:
         return None
-    return known.effort(cell.record.budget, stochastic=cell.record.card.stochastic)
+    card = cell.record.card
+    return known.effort(cell.record.budget, stochastic=card.stochastic, doors=card.doors)
 
 
 def _groups(case: Case) -> dict[tuple[str, str], list[Cell]]:
