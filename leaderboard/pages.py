@@ -56,7 +56,8 @@ def site(
         files[path] = re.sub(r"\n\s*\n", "\n", text).encode()  # blank lines are what templates leave of their loops
 
     tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
-    render("index.html.j2", "index.html", board=boards[0], **_board_values(boards[0]))
+    front = _front(boards)
+    render("index.html.j2", "index.html", board=front, **_board_values(front))
     render("timing.html.j2", "timing.html", sections=timing_page.sections(timings, boards))
     for timing in timings:
         files[f"timing/{timing.file_name}"] = timing_page.as_json(timing)
@@ -142,6 +143,13 @@ def _prominence(board: Board) -> tuple[object, ...]:
     is_small = ("+limit" in board.id, "-quick" in board.id)
     kind = (protocol.is_selective, not protocol.ranked, protocol.is_draft)
     return (False, repeats_paper(board), *is_small, *kind, place, board.id)
+
+
+def _front(boards: Sequence[Board]) -> Board:
+    """The board that the site opens with: the most prominent one that has filled up, with at least half as many rows
+    with numbers as the fullest."""
+    filled = [sum(row.mrr is not None for row in board.rows) for board in boards]
+    return next(board for board, rows in zip(boards, filled, strict=True) if 2 * rows >= max(filled))
 
 
 def _facts(board: Board) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,16 @@ def test_citations_cannot_be_broken_out_of(store: Store, tmp_path: Path) -> None
     assert text.count("@misc{") == 2 and TINY.hash[:16] in text and "eprint = {1805.06605}" in text
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}") and "note={evil" not in plain
+
+
+def test_the_site_opens_with_the_first_board_that_has_filled_up(store: Store, tmp_path: Path) -> None:
+    fake_records.save(store, TINY, ["identity", "kmeans", "identity_vae", "trained"])
+    opened = []
+    for name in ("identity", "kmeans"):
+        fake_records.save(store, DEEP, [name])
+        page = build([store], tmp_path / name).read_text()
+        opened += re.findall(r'board/[^"]+" aria-current="page">([^<]+)<', page)
+    assert opened == [TINY.id, DEEP.id], "one row beside four is too few to open with, two are not"
 
 
 def test_every_protocol_has_a_page_with_its_data(store: Store, tmp_path: Path) -> None:
