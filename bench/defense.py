@@ -60,7 +60,8 @@ class Defense(nn.Module, ABC):
     """Named hyper-parameters: "fast" for two CPU cores, "paper" for a GPU. The first is the default."""
     brief: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Hyper-parameters that bench.checks lays over the default recipe: less of the same work, such as fewer steps of a
-    search, where the contract could not be proven in seconds. Nothing is measured with them."""
+    search, where the contract could not be proven in seconds. Nothing is measured with them, and a submission in a
+    process of its own is proven without them."""
 
     classifier: nn.Module
 

@@ -22,6 +22,7 @@ class Hostile(Defense):
     """Does what its setting says, and passes images through otherwise."""
 
     title, paper, year = "Hostile", "https://example.org", 2026
+    brief = {"act": "none"}
     differentiable = True
 
     def __init__(self, classifier: nn.Module, *, act: str = "none", detail: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -123,6 +124,10 @@ def test_a_training_in_the_child_gives_the_weights_of_a_training_here(sampled, c
         assert hashes[-1] != untrained
     assert hashes[0] == hashes[1]
     assert said[0] == said[1] and len(said) == 2
+
+
+def test_a_submission_is_not_proved_on_less_than_what_is_measured(hostile_class):
+    assert hostile.Hostile.brief and not hostile_class.brief
 
 
 def test_the_contract_is_proved_through_the_seam(hostile_class):
@@ -333,6 +338,17 @@ def test_code_that_only_root_may_read_runs_with_root_s_number_and_it_is_said(cla
     assert not attempt(cls, classifier, "user", str(2 * LIMITS.threads))
     assert attempt(cls, classifier, "capabilities")
     assert f"root's user number NOT taken away ({tmp_path} is private)" in box.describe(cls.channel.trees)
+    cls.channel.close()
+
+
+@BOXED
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's child has a number to lose")
+def test_where_temporary_files_are_root_s_alone_it_keeps_the_number_and_it_is_said(classifier, tmp_path, monkeypatch):
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cls = isolated("hostile", "hostile:Hostile", path=[HERE], limits=LIMITS)
+    assert not attempt(cls, classifier, "user", str(2 * LIMITS.threads))
+    assert "root's user number NOT taken away" in box.describe(cls.channel.trees)
     cls.channel.close()
 
 

@@ -42,6 +42,15 @@ def test_a_folder_that_is_private_itself_cannot_be_shown(top, mode):
     assert stranger.hindrance([tree]) == f"{tree} is private"
 
 
+def test_a_private_folder_inside_one_that_is_shown_cannot_be_passed(top):
+    outer = folder(top / "private" / "checkout")
+    tree = folder(outer / "inner" / "tree")
+    folder(outer / "inner", 0o700)
+    folder(top / "private", 0o700)
+    assert stranger.hindrance([outer]) == stranger.hindrance([tree]) == ""
+    assert stranger.hindrance([outer, tree]) == f"{outer / 'inner'} is private"
+
+
 def test_a_folder_to_work_in_must_be_reachable(top):
     private = folder(top / "private", 0o700)
     assert stranger.hindrance([], top / "work") == ""

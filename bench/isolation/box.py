@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,10 +95,13 @@ def _may_be_a_stranger() -> bool:
 
 
 def hindrance(trees: Sequence[Path], folder: Path | None = None) -> str:
-    """Why a child that imports from `trees` keeps root's number; "" where it gets one of its own, or never had it."""
+    """Why a child that imports from `trees` and works in `folder` (one for temporary files unless told) keeps root's
+    number; "" where it gets one of its own, or never had it."""
     if os.geteuid() != 0:
         return ""
-    return stranger.hindrance(trees, folder) if _may_be_a_stranger() else "the system does not let it go"
+    if not _may_be_a_stranger():
+        return "the system does not let it go"
+    return stranger.hindrance(trees, folder or Path(tempfile.gettempdir()) / "child")
 
 
 def _works(words: Sequence[str]) -> bool:
@@ -110,9 +114,9 @@ def _works(words: Sequence[str]) -> bool:
 def command(words: Sequence[str], folder: Path, hidden: Sequence[Path], trees: Sequence[Path] = ()) -> list[str]:
     """`words` as they are started in the box: `folder` is the only place to write, `hidden` files are not seen, and of
     what is root's alone only the folders `trees` are, from which the program imports."""
-    around, drops = namespaces(), _drops()
-    other = bool(drops) and os.geteuid() == 0 and not hindrance(trees, folder)
-    inside = [*drops, *(stranger.words() if other else ()), *words]
+    around = namespaces()
+    other = os.geteuid() == 0 and not hindrance(trees, folder)
+    inside = [*_drops(), *(stranger.words() if other else ()), *words]
     if "--mount" in around:
         there = "\n".join(str(path) for path in hidden if path.exists())
         shown = "\n".join(f"{private}\t{tree}" for private, tree in stranger.shown(trees)) if other else ""

@@ -30,9 +30,9 @@ rmdir "$folder/.shown" 2>/dev/null
 """
 
 
-def words(number: int | None = None) -> tuple[str, ...]:
+def words() -> tuple[str, ...]:
     """How setpriv is told to make a program a user that does not exist; most likely another one for each child."""
-    number = FIRST + secrets.randbelow(LAST - FIRST + 1) if number is None else number
+    number = FIRST + secrets.randbelow(LAST - FIRST + 1)
     return ("--clear-groups", f"--regid={number}", f"--reuid={number}")
 
 
@@ -74,6 +74,9 @@ def hindrance(trees: Sequence[Path], folder: Path | None = None) -> str:
             return f"{tree} is private"
         if "\n" in str(tree) or "\t" in str(tree):
             return f"{str(tree)!r} has a strange name"
+        for one in tree.parents:
+            if not _open(one, OTHERS_ENTER) and any(one.is_relative_to(other) for other in trees):
+                return f"{one} is private"  # inside a folder that is shown as it is
     if folder is not None and any(not _open(one, OTHERS_ENTER) for one in folder.parents):
         return f"{folder.parent} is private"
     return ""
