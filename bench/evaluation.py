@@ -40,7 +40,7 @@ from bench.statistics import TOLERANCE
 from bench.substitutes import SourceNet
 
 VERSION = 4  # of the rules in this file; part of every cell's key
-LAYOUT = 3  # of a cached chunk of images; part of its key
+LAYOUT = 4  # of a cached chunk; part of its key
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
@@ -167,10 +167,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
     chunks = list(examples.chunks(work.wanted))
     with progress.task(f"{subject.name} · {spec.slug}", total=max(1, int(work.wanted.sum()))) as advance:
         for rows in chunks:
-            started = time.perf_counter()
             images, error = attacked_images(work, examples, rows, cache)
-            device.synchronize(examples.indices.device)
-            scoring_started = time.perf_counter()
             chunk_key = _chunk_key("scores", work.key, examples, rows)
             score = cache.read(chunk_key)
             if score is None:
@@ -181,8 +178,8 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
                     errors.append(error)
                 else:
                     cache.write(chunk_key, score)
-            attack_seconds += scoring_started - started
-            scoring_seconds += time.perf_counter() - scoring_started
+            attack_seconds += float(images["seconds"])
+            scoring_seconds += float(score["seconds"])
             attacked.append(images)
             images_hash.add(rows.tolist(), images["images"])
             scored.append(score)
@@ -262,7 +259,8 @@ def _facts(
 def _chunk_key(purpose: str, what: object, examples: Examples, rows: Tensor) -> str:
     images = examples.clean.images[rows].cpu().contiguous().numpy().tobytes()
     content = hashlib.sha256(images).hexdigest()
-    return seeds.digest(purpose, what, examples.dataset, examples.split, examples.indices[rows].tolist(), content)
+    indices = examples.indices[rows].tolist()
+    return seeds.digest(LAYOUT, purpose, what, examples.dataset, examples.split, indices, content)
 
 
 def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
@@ -270,9 +268,9 @@ def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
     that is attacked, so that all defenses share the images."""
     subject, spec = work.subject, work.spec
     if spec.knows_defense:
-        return _chunk_key("images", (LAYOUT, work.key), examples, rows)
+        return _chunk_key("images", work.key, examples, rows)
     on: object = subject.attacked_weights if work.source is None else work.source.answers
-    what = (LAYOUT, spec.slug, spec.params, ATTACKS[spec.attack].version, on, work.protocol.seed)
+    what = (spec.slug, spec.params, ATTACKS[spec.attack].version, on, work.protocol.seed)
     return _chunk_key("images", what, examples, rows)
 
 
@@ -285,7 +283,8 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
 
     Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images
     that the attack saw misclassified (all False where it keeps no track), `blocked` and `looks` (N,) how often the
-    gradient was of no use, `rows` (forward, backward), `failed` ().
+    gradient was of no use, `rows` (forward, backward), `seconds` () that
+    making them took, in whichever run that was, `failed` ().
     """
     subject, spec, source = work.subject, work.spec, work.source
     assert bool(spec.source) == (source is not None), f"{spec.slug} was given no source"
@@ -296,6 +295,7 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
     found = cache.read(key)
     if found is not None:
         return found, ""
+    started = time.perf_counter()
     noise = _noise(work, examples, rows)
     target = _target(work, int(rows[0]))
     function = attacks.get(spec.attack)
@@ -320,30 +320,36 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
         if source is not None or not (spec.knows_defense or own_net):
             raise  # no code of the defense was run
         spent = (target.forward_rows, target.backward_rows)
-        return _no_images(clean, spent), f"under attack: {type(problem).__name__}: {problem}"
+        return _no_images(clean, spent, _since(started, clean)), f"under attack: {type(problem).__name__}: {problem}"
     right = labels == clean.labels
     result = replace(
         result,
         step_of_success=torch.where(right, result.step_of_success, 0),
         broken=None if result.broken is None else result.broken & right,
     )
-    found = _arrays(result, (target.forward_rows, target.backward_rows))
+    found = _arrays(result, (target.forward_rows, target.backward_rows), _since(started, clean))
     cache.write(key, found)
     return found, ""
 
 
-def _no_images(clean: Split, spent: tuple[int, int]) -> Arrays:
+def _since(started: float, clean: Split) -> float:
+    """The seconds since `started`, all work on the device of these images being done."""
+    device.synchronize(clean.labels.device)
+    return time.perf_counter() - started
+
+
+def _no_images(clean: Split, spent: tuple[int, int], seconds: float = 0.0) -> Arrays:
     """Stands where the defense made an attack impossible: the clean images, marked as failed."""
     never = torch.full_like(clean.labels, -1)
     nothing = attacks.Attacked(clean.images.clone(), clean.images.new_empty(0, len(clean)), never)
-    return _arrays(nothing, spent, failed=True)
+    return _arrays(nothing, spent, seconds, failed=True)
 
 
 def _rounded(curve: NDArray[np.float32]) -> tuple[float | None, ...]:
     return tuple(float(f"{loss:.6g}") if math.isfinite(loss) else None for loss in curve)
 
 
-def _arrays(result: attacks.Attacked, spent: tuple[int, int], *, failed: bool = False) -> Arrays:
+def _arrays(result: attacks.Attacked, spent: tuple[int, int], seconds: float, *, failed: bool = False) -> Arrays:
     none = torch.zeros_like(result.step_of_success)
     broken = none.bool() if result.broken is None else result.broken
     blocked, looks = (none if part is None else part for part in (result.blocked, result.looks))
@@ -355,6 +361,7 @@ def _arrays(result: attacks.Attacked, spent: tuple[int, int], *, failed: bool = 
         "blocked": blocked.float().cpu().numpy(),
         "looks": looks.cpu().numpy(),
         "rows": np.array(spent, dtype=np.int64),
+        "seconds": np.array(seconds),
         "failed": np.array(failed),
     }
 
@@ -493,6 +500,7 @@ def score_chunk(
     subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor, images: Arrays
 ) -> tuple[Arrays, str]:
     """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing)."""
+    started = time.perf_counter()
     clean, place = examples.clean[rows], examples.indices.device
     attacked = torch.from_numpy(images["images"]).to(place)
     if not bool((attacked.isfinite() & (attacked >= 0) & (attacked <= 1)).all()):
@@ -553,6 +561,7 @@ def score_chunk(
         "linf": linf.cpu().numpy().astype(np.float32),
         "l2": l2.cpu().numpy().astype(np.float32),
         "exhibits": torch.stack([_bytes(x[shown_rows]) for x in (clean.images, attacked, shown)]).cpu().numpy(),
+        "seconds": np.array(time.perf_counter() - started),  # reading the answers has waited for the device
     }
     return found_scores, error
 

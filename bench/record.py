@@ -56,7 +56,7 @@ class Run(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attack_seconds: float = Field(ge=0, description="wall time of making the images; 0 where they were reused")
+    attack_seconds: float = Field(ge=0, description="wall time of making the images, in whichever run made them")
     scoring_seconds: float = Field(ge=0, description="wall time of the defense and the classifier on all images")
     device: str
     threads: int

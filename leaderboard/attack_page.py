@@ -105,7 +105,7 @@ def _setting(spec: AttackSpec, cells: Sequence[Cell]) -> Setting:
         [float(np.median(getattr(cell.outcomes, norm)[mask])) for cell, mask in zip(met, masks, strict=True)]
         for norm in ("linf", "l2")
     ]
-    is_fresh = [cell for cell in met if cell.record.run.attack_seconds]  # images made for another cell cost nothing
+    timed = [cell.record.run.attack_seconds for cell in met if cell.record.run.attack_seconds]  # 0: not told
     per_image = [
         (cell.record.forward_rows, cell.record.backward_rows, int(cell.outcomes.attacked.sum())) for cell in met
     ]
@@ -118,7 +118,7 @@ def _setting(spec: AttackSpec, cells: Sequence[Cell]) -> Setting:
         l2=median(distances[1]) if met else None,
         forward=median(forward / n for forward, _, n in per_image) if met else 0.0,
         backward=median(backward / n for _, backward, n in per_image) if met else 0.0,
-        seconds=median(cell.record.run.attack_seconds for cell in is_fresh) if is_fresh else 0.0,
+        seconds=median(timed) if timed else 0.0,
     )
 
 

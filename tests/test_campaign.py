@@ -232,6 +232,10 @@ def test_defenses_share_the_images_attacked_on_the_bare_classifier(tmp_path, mon
     measure("identity", tmp_path)
     monkeypatch.setattr(evaluation.attacks, "get", lambda name: pytest.fail(f"{name} was run again"))
     measure("kmeans", tmp_path)
+    seconds: dict[str, set[float]] = {}
+    for cell in Store(tmp_path).cells():
+        seconds.setdefault(cell.record.cell, set()).add(cell.record.run.attack_seconds)
+    assert all(len(both) == 1 and min(both) > 0 for both in seconds.values()), "what making them took is told with each"
 
 
 def test_an_edited_record_is_computed_again(tmp_path):
