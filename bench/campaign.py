@@ -44,6 +44,7 @@ from bench.evaluation import (
     Examples,
     Subject,
     Work,
+    card,
     cell_name,
     defended,
     doors,
@@ -83,7 +84,9 @@ class Plan:
 
     def view(self, subject: Subject) -> Protocol:
         """The protocol as this defense meets it."""
-        return self.protocol.effort(subject.budget, stochastic=subject.cls.stochastic, doors=doors(subject.cls))
+        return self.protocol.effort(
+            subject.budget, stochastic=subject.cls.stochastic, doors=doors(subject.cls, self.protocol)
+        )
 
 
 def plan(
@@ -332,7 +335,8 @@ class _Desk:
     def own(self, cell: Cell) -> Cell:
         """The cell as one of this protocol, wherever it was measured."""
         cites = {"protocol": self.view.id, "protocol_hash": self.view.hash}
-        return Cell(cell.record.model_copy(update=cites), cell.outcomes)
+        about = {"card": card(self.subject.cls, self.view)}  # another version may ask for other optional methods
+        return Cell(cell.record.model_copy(update=cites | about), cell.outcomes)
 
     def open_work(self, sources: Sources) -> list[Work]:
         """What is left to do, as far as it is known before it is done: a cascade may turn out to have less, and its
@@ -362,7 +366,7 @@ def run(
     dataset = data.load(plan.protocol.dataset, data_root).to(plan.device)
     most = max([plan.protocol.n_examples, *(effort.n_examples for effort in plan.protocol.efforts)])
     clean, indices = dataset.examples(most, plan.protocol.seed)
-    examples = Examples(dataset.name, dataset.split, clean, indices)
+    examples = Examples(dataset.name, dataset.split, clean, indices, dataset.validation)
     cache = ChunkCache(home() / "chunks")
     store.prepare()
     for name, _ in plan.defenses:
@@ -631,7 +635,7 @@ def outline(asked: Plan, store: Store) -> list[str]:
             f"{_queries(usual)}"
         )
         for name, cls in asked.defenses:
-            view = asked.protocol.effort("cheap", stochastic=cls.stochastic, doors=doors(cls))
+            view = asked.protocol.effort("cheap", stochastic=cls.stochastic, doors=doors(cls, asked.protocol))
             specs = view.among(asked.tracks, asked.attacks)
             trainings = asked.seeds if has_door(cls, "fit") else 1
             names = [spec.cell(classifier, seed) for seed in range(trainings) for spec in specs]

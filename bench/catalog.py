@@ -45,8 +45,9 @@ class AttackInfo:
     image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
     make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball. One
     with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it. One
-    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs` an
-    optional method of the contract is not applicable to a defense without it. One that makes `new_images` leaves the
+    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs`
+    optional methods of the contract is not applicable to a defense without all of them; one `through_codes` is given
+    the encoder and the decoder beside the logits (bench.threat.through_codes). One that makes `new_images` leaves the
     clean ones behind: what it makes has no true class.
     """
 
@@ -60,7 +61,8 @@ class AttackInfo:
     minimum_norm: bool = False
     random_part: bool = False
     past_detector: bool = False
-    needs: str = ""
+    needs: tuple[str, ...] = ()
+    through_codes: bool = False
     new_images: bool = False
 
 
@@ -221,12 +223,12 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "towards_class": AttackInfo(
             "bench.attacks.class_targets:towards_class", 1, (),
             "The nearest image that is accepted as a wrong class (GM-VAE's eq. 10, 2019)",
-            "https://arxiv.org/abs/1806.00081", cost=_each_class(200, 9), past_detector=True, needs="class_scores",
+            "https://arxiv.org/abs/1806.00081", cost=_each_class(200, 9), past_detector=True, needs=("class_scores",),
         ),
         "fooling": AttackInfo(
             "bench.attacks.class_targets:fooling", 1, (),
             "Noise that is accepted as a class (GM-VAE's eq. 11, 2019)",
-            "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs="class_scores",
+            "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs=("class_scores",),
             new_images=True,
         ),
         "square": AttackInfo(
@@ -241,5 +243,5 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
     }
 )  # fmt: skip
 
-DOORS: tuple[str, ...] = tuple(sorted({info.needs for info in ATTACKS.values()} - {""}))
+DOORS: tuple[str, ...] = tuple(sorted({door for info in ATTACKS.values() for door in info.needs}))
 """The optional methods of the contract that decide which attacks are applicable."""

@@ -29,7 +29,7 @@ from torch import Generator, Tensor, nn
 from bench import attacks, device, draws, seeds, substitutes, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
-from bench.catalog import ATTACKS, DOORS
+from bench.catalog import ATTACKS
 from bench.data import Split
 from bench.defense import Defense, Fact, has_door, source_hash
 from bench.facts import facts
@@ -41,6 +41,7 @@ from bench.substitutes import SourceNet
 
 VERSION = 4  # of the rules in this file; part of every cell's key
 LAYOUT = 4  # of a cached chunk; part of its key
+TOLD = "told."  # begins the names of the arrays that hold what the attack alone knows
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
@@ -76,12 +77,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Examples:
-    """The protocol's images: `clean` on the device, and their `indices` (n,) in the test split of `dataset`."""
+    """The protocol's images: `clean` on the device, and their `indices` (n,) in the test split of `dataset`; and the
+    validation split, from which an attacker may learn."""
 
     dataset: str
     split: str
     clean: Split
     indices: Tensor
+    validation: Split
 
     def first(self, n: int) -> Examples:
         """The first `n` of them."""
@@ -94,18 +97,19 @@ class Examples:
         return (piece.to(place) for piece in torch.split(rows, size) if len(piece))
 
 
-def card(cls: type[Defense]) -> Card:
-    """What a record says about a defense to people."""
+def card(cls: type[Defense], protocol: Protocol) -> Card:
+    """What a record of this protocol says about a defense to people."""
     lines = (cls.__doc__ or "").strip().splitlines()
     return Card(
         title=cls.title, paper=cls.paper, year=cls.year, summary=lines[0].strip() if lines else "", kind=cls.kind,
-        stochastic=cls.stochastic, differentiable=cls.differentiable, trained_on=cls.trained_on, doors=doors(cls),
+        stochastic=cls.stochastic, differentiable=cls.differentiable, trained_on=cls.trained_on,
+        doors=doors(cls, protocol),
     )  # fmt: skip
 
 
-def doors(cls: type[Defense]) -> tuple[str, ...]:
-    """The optional methods of a defense that decide which attacks are applicable to it."""
-    return tuple(door for door in DOORS if has_door(cls, door))
+def doors(cls: type[Defense], protocol: Protocol) -> tuple[str, ...]:
+    """The optional methods of a defense that decide which of the protocol's attacks are applicable to it."""
+    return tuple(door for door in protocol.doors if has_door(cls, door))
 
 
 def wanted(subject: Subject, protocol: Protocol, spec: AttackSpec, earlier: Sequence[Cell]) -> Wanted:
@@ -198,7 +202,7 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         dataset=protocol.dataset,
         n_examples=protocol.n_examples,
         defense=subject.name,
-        card=card(subject.cls),
+        card=card(subject.cls, protocol),
         recipe=subject.recipe,
         settings=subject.settings,
         weights=subject.weights,
@@ -243,14 +247,21 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
 def _facts(
     work: Work, examples: Examples, attacked: Sequence[Arrays], outcomes: Outcomes, progress: Progress
 ) -> Mapping[str, Fact]:
-    """The facts of a whole cell: those of a part of the images, as in a cascade, would mislead."""
+    """The facts of a whole cell, those that the attack told among them: those of a part of the images, as in a cascade,
+    would mislead."""
     if not work.wanted.any() or work.spec.cascade or any(images["failed"] for images in attacked):
         return {}
+    told = {
+        name.removeprefix(TOLD): np.concatenate([images[name] for images in attacked]).mean()
+        for name in attacked[0]
+        if name.startswith(TOLD)
+    }
     rows = torch.from_numpy(np.flatnonzero(work.wanted)).to(examples.indices.device)
     shown = torch.cat([torch.from_numpy(images["images"]).to(rows.device) for images in attacked])
     correct = torch.from_numpy(outcomes.correct[work.wanted]).to(rows.device)
     clean = examples.clean
-    return facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
+    own = facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
+    return {**{name: float(f"{mean:.6g}") for name, mean in told.items() if np.isfinite(mean)}, **own}
 
 
 # ---------------------------------------------------------------------------------------------- attack
@@ -284,7 +295,7 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
     Arrays: `images` float32 (N, C, H, W), `losses` (steps + 1, N), `step_of_success` (N,), `broken` (N,) the images
     that the attack saw misclassified (all False where it keeps no track), `blocked` and `looks` (N,) how often the
     gradient was of no use, `rows` (forward, backward), `seconds` () that
-    making them took, in whichever run that was, `failed` ().
+    making them took, in whichever run that was, `failed` (); and what the attack `told` of each image, (N,) each.
     """
     subject, spec, source = work.subject, work.spec, work.source
     assert bool(spec.source) == (source is not None), f"{spec.slug} was given no source"
@@ -297,7 +308,7 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
         return found, ""
     started = time.perf_counter()
     noise = _noise(work, examples, rows)
-    target = _target(work, int(rows[0]))
+    target = _target(work, examples, int(rows[0]))
     function = attacks.get(spec.attack)
     settings: dict[str, object] = {**spec.settings}
     if spec.eps is not None:
@@ -363,6 +374,7 @@ def _arrays(result: attacks.Attacked, spent: tuple[int, int], seconds: float, *,
         "rows": np.array(spent, dtype=np.int64),
         "seconds": np.array(seconds),
         "failed": np.array(failed),
+        **{f"{TOLD}{name}": values.double().cpu().numpy() for name, values in result.told.items()},
     }
 
 
@@ -373,7 +385,7 @@ def _noise(work: Work, examples: Examples, rows: Tensor) -> draws.ImageDraws:
     return draws.ImageDraws.derived(examples.indices[rows], *purpose)
 
 
-def _target(work: Work, first: int) -> threat.Target:
+def _target(work: Work, examples: Examples, first: int) -> threat.Target:
     spec = work.spec
     if isinstance(work.source, SourceNet):
         return threat.gray_box(work.source.net)
@@ -387,9 +399,13 @@ def _target(work: Work, first: int) -> threat.Target:
     eot = spec.eot(stochastic=True)
     if spec.track == "rejection":
         beyond = work.subject.thresholds.get(spec.threshold, math.inf)  # none where it could not be built: it raises
-        if ATTACKS[spec.attack].needs == "class_scores":
+        if "class_scores" in ATTACKS[spec.attack].needs:
             return threat.class_acceptance(work.subject.defense, threshold=beyond, eot=eot, seed_parts=seed_parts)
         return threat.acceptance(work.subject.defense, spec.route, threshold=beyond, eot=eot, seed_parts=seed_parts)
+    if spec.track == "latent":
+        return threat.through_codes(
+            work.subject.defense, spec.route, eot=eot, seed_parts=seed_parts, known=examples.validation
+        )
     if spec.track == "query":
         return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)
     return threat.white_box(

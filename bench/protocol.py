@@ -18,7 +18,7 @@ from bench.catalog import ATTACKS, DOORS
 from bench.errors import BenchError, unknown
 from bench.sources import Source
 
-Track = Literal["clean", "gray_box", "transfer", "white_box", "query", "rejection"]
+Track = Literal["clean", "gray_box", "transfer", "white_box", "latent", "query", "rejection"]
 Norm = Literal["linf", "l2"]
 Route = Literal["", "autograd", "bpda", "surrogate"]
 ROUTES: tuple[Route, ...] = ("autograd", "bpda", "surrogate")
@@ -47,6 +47,8 @@ TRACKS: Mapping[str, str] = MappingProxyType(
         "net of the attacker's own, trained on the same data or on labels that the bare classifier (a substitute) or "
         "the defended one (an imitation) answered.",
         "white_box": "The attacker knows the classifier, the defense and their weights, but not its random draws.",
+        "latent": "The attacker knows the classifier, the defense and their weights, and searches among what the "
+        "decoder can draw.",
         "query": "The attacker sees the scores of the defended classifier and nothing else.",
         "rejection": "The attacker knows everything, also when the defense refuses an image, and wants a wrong answer "
         "that is accepted.",
@@ -88,7 +90,7 @@ class AttackSpec:
     @property
     def knows_defense(self) -> bool:
         """Whether the attacker sees the defense or its scores: what is attacked is what is scored."""
-        return self.track in ("white_box", "query", "rejection")
+        return self.track in ("white_box", "latent", "query", "rejection")
 
     @property
     def origin(self) -> Source | None:
@@ -218,7 +220,7 @@ class Protocol:
         Attacks that need an optional method of the contract that is not among its `doors` are not applicable to it.
         """
         view = self._spent(budget, stochastic)
-        applicable = tuple(spec for spec in view.attacks if ATTACKS[spec.attack].needs in ("", *doors))
+        applicable = tuple(spec for spec in view.attacks if set(ATTACKS[spec.attack].needs) <= set(doors))
         return dataclasses.replace(view, attacks=applicable)
 
     def _spent(self, budget: str, stochastic: bool) -> Protocol:
@@ -248,6 +250,11 @@ class Protocol:
         """The tracks that occur, in the order of TRACKS."""
         present = {spec.track for spec in self.attacks}
         return tuple(track for track in TRACKS if track in present)
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """The optional methods of the contract that some of its attacks need."""
+        return tuple(sorted({door for spec in self.every_attack for door in ATTACKS[spec.attack].needs}))
 
     @property
     def is_selective(self) -> bool:

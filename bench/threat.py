@@ -8,6 +8,9 @@ in the gradient they use; every route is run whatever a defense declares, since 
   (Athalye et al. 2018, arXiv:1802.00420);
 - surrogate: the true value with the gradient of a small autoencoder that the harness trained to imitate `purify`.
 
+through_codes: white box, and the encoder and the decoder of the defense by themselves, so that the attacker may search
+among codes instead of pixels.
+
 score_only: the attacker may ask the whole defense for its logits and knows nothing else, no gradient and no weights.
 """
 
@@ -19,7 +22,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bench import draws
-from bench.defense import Defense
+from bench.data import Split
+from bench.defense import Defense, has_door
 from bench.errors import unknown
 
 Door = Callable[[Tensor, Generator], Tensor]  # a method of a defense that gives logits
@@ -113,6 +117,53 @@ def class_acceptance(defense: Defense, *, threshold: float, eot: int, seed_parts
         return torch.cat([logits, slack[:, None], over.flatten(1)], dim=1)
 
     return Target(_folded(defense, answers, eot, seed_parts))
+
+
+class Codes(Target):
+    """A target whose encoder and decoder the attacker may use, as bench.attacks.ThroughCodes asks: each image sent
+    through either, or through the bare classifier, is a row as well."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], defense: Defense, known: Split) -> None:
+        super().__init__(logits)
+        self._defense = defense
+        self.known_images, self.known_labels = known.images, known.labels
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits of the bare classifier, (N, K)."""
+        return self._counted(self._defense.classifier(images.clone()))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (N, ...)."""
+        return self._counted(self._defense.encode(images.clone()))
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and log-variance, each (N, D); None where the defense has no posterior."""
+        if not has_door(self._defense, "posterior"):
+            return None
+        mean, log_variance = self._defense.posterior(images.clone())
+        return self._counted(mean), log_variance
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (N, C, H, W) from codes."""
+        return self._counted(self._defense.decode(latents.clone()))
+
+    def _counted(self, found: Tensor) -> Tensor:
+        self.forward_rows += len(found)
+        if found.requires_grad:
+            found.register_hook(self._count_image)  # type: ignore[no-untyped-call]
+        return found
+
+    def _count_image(self, gradient: Tensor) -> None:
+        self.backward_rows += len(gradient)
+
+
+def through_codes(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], known: Split) -> Codes:
+    """The defense as `white_box` gives it, along `route` "autograd" or "bpda", and its encoder and decoder beside;
+    `known` are images of the same data, none of them attacked here. Raises BenchError for another route."""
+    doors: dict[str, Door] = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
+    if route not in doors:
+        raise unknown("route through codes", route, doors)
+    return Codes(_folded(defense, doors[route], eot, seed_parts), defense, known)
 
 
 def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:

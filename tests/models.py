@@ -11,15 +11,44 @@ from bench.attacks import Logits
 
 def shown(name: str, logits: Logits) -> Logits:
     """What the attack `name` is given of a model that accepts every image: its logits, and beside them, for one that
-    goes past a detector, a slack, and for one that aims at a class, how unlikely each is."""
+    goes past a detector, a slack, for one that aims at a class, how unlikely each is, and for one that searches among
+    codes, an encoder and a decoder."""
     info = catalog.ATTACKS[name]
+    if info.through_codes:
+        return Flat(logits)
 
     def answers(images: Tensor) -> Tensor:
         found = logits(images)
         parts = [found, torch.full_like(found[..., :1], 10.0)]
-        if info.needs:
+        if "class_scores" in info.needs:
             apart = -found.log_softmax(dim=-1)
             parts.append(torch.stack([apart, torch.zeros_like(apart)], dim=-1).flatten(-2))
         return torch.cat(parts, dim=-1)
 
     return answers if info.past_detector else logits
+
+
+class Flat:
+    """A model of one-channel square images whose codes are their pixels in a row, off by a half; it knows grey images
+    of ten classes."""
+
+    def __init__(self, logits: Logits, known: tuple[Tensor, Tensor] | None = None) -> None:
+        self._logits = logits
+        self.known_images, self.known_labels = known or (torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.int64))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._logits(images.clone())
+
+    def classify(self, images: Tensor) -> Tensor:
+        found = self._logits(images.clone())
+        return found if found.ndim == 2 else found.mean(dim=0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.shape = images.shape[1:]
+        return images.flatten(1) - 0.5
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents + 0.5).view(-1, *self.shape).clamp(0, 1)

@@ -183,7 +183,7 @@ def test_outcomes_are_what_a_second_look_at_the_images_gives(tmp_path):
     split, indices = dataset.examples(80, seed=0)
     net, weights = classifiers.trained("A", dataset, Progress())
     subject = campaign.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
-    examples = evaluation.Examples("digits", dataset.split, split, indices)
+    examples = evaluation.Examples("digits", dataset.split, split, indices, dataset.validation)
     cache = ChunkCache(home() / "chunks")
     spec = asked.specs(subject)[0]
     work = evaluation.Work(subject, asked.protocol, spec, evaluation.wanted(subject, asked.protocol, spec, ()))

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Self, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,28 @@ from bench.errors import unknown
 Logits = Callable[[Tensor], Tensor]
 
 
+class ThroughCodes(Protocol):
+    """A model whose encoder and decoder the attacker uses, beside its logits (bench.threat.through_codes)."""
+
+    known_images: Tensor  # (M, C, H, W), images that the attacker has, of the data the defense was made for
+    known_labels: Tensor  # int64 (M,)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of the whole defense, (N, K), or (draws, N, K) for a random one."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits of the classifier behind the defense alone, (N, K)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (N, ...) of images (N, C, H, W)."""
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and log-variance of the codes, each (N, D); None for a model without."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] from codes (N, ...)."""
+
+
 @dataclass(frozen=True)
 class Attacked:
     """What an attack made of a batch.
@@ -37,7 +59,8 @@ class Attacked:
     `broken` (N,) which of the returned images the attack itself saw misclassified, for attacks that keep track.
     `blocked` float (N,), for attacks that use gradients, is evidence of masked ones: the share of an image's looks at
     which its gradient was zero everywhere, missing or not finite; `looks` (N,) is of how many. Looks count while the
-    image was in the batch and not yet broken; the share of none is 0.
+    image was in the batch and not yet broken; the share of none is 0. `told` are numbers (N,) by name that the attack
+    knows of each image and no one else can: a record keeps the mean of each among its facts.
     """
 
     images: Tensor
@@ -46,21 +69,25 @@ class Attacked:
     broken: Tensor | None = None
     blocked: Tensor | None = None
     looks: Tensor | None = None
+    told: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, rows: Tensor) -> Attacked:
         """What was made of the images at the indices `rows`."""
-        return Attacked(*(None if batch is None else batch.index_select(dim, rows) for batch, dim in self._batches()))  # type: ignore[arg-type]
+        found = {name: batch.index_select(dim, rows) for name, batch, dim in self._batches()}
+        return replace(self, **found, told={name: values[rows] for name, values in self.told.items()})  # type: ignore[arg-type]
 
     def with_rows(self, rows: Tensor, other: Attacked) -> Attacked:
         """This, with what was made of the images at the indices `rows` replaced by `other`."""
-        pairs = zip(self._batches(), other._batches(), strict=True)
-        return Attacked(
-            *(None if old is None or new is None else old.index_copy(dim, rows, new) for (old, dim), (new, _) in pairs)  # type: ignore[arg-type]
-        )
+        found = {name: batch.index_copy(dim, rows, getattr(other, name)) for name, batch, dim in self._batches()}
+        told = {name: values.index_copy(0, rows, other.told[name]) for name, values in self.told.items()}
+        return replace(self, **found, told=told)  # type: ignore[arg-type]
 
-    def _batches(self) -> Iterator[tuple[Tensor | None, int]]:
-        """Every field with the dimension along which its images lie."""
-        return ((getattr(self, field.name), int(field.name == "losses")) for field in fields(self))
+    def _batches(self) -> Iterator[tuple[str, Tensor, int]]:
+        """Every field that holds a batch, with the dimension along which its images lie."""
+        for one in fields(self):
+            batch = getattr(self, one.name)
+            if isinstance(batch, Tensor):
+                yield one.name, batch, int(one.name == "losses")
 
 
 def get(name: str) -> Callable[..., Attacked]:
@@ -164,7 +191,7 @@ class PerImage:
 
     def rows(self, keep: Tensor) -> Self:
         """The state of a subset of the images (mask or indices)."""
-        return type(self)(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+        return type(self)(**{one.name: getattr(self, one.name)[keep] for one in fields(self)})
 
 
 class Watch:
@@ -213,6 +240,7 @@ def better_of(first: Attacked, second: Attacked) -> Attacked:
         None if first.broken is None or second.broken is None else first.broken | second.broken,
         blocked,
         looks,
+        {name: torch.where(take, second.told[name], values) for name, values in first.told.items()},
     )
 
 

@@ -58,7 +58,7 @@ def score(
         asked = campaign.plan([defense], protocol, classifier=[said.classifier], on=on)
         dataset = data.load(said.dataset, data_root).to(asked.device)
         clean, order = dataset.examples(protocol.n_examples, protocol.seed)
-        examples = Examples(dataset.name, dataset.split, clean, order)
+        examples = Examples(dataset.name, dataset.split, clean, order, dataset.validation)
         net, net_weights = classifiers.trained(said.classifier, dataset, progress)
         rising = np.argsort(indices)
         rows, images = torch.from_numpy(indices[rising]), pixels[rising]
