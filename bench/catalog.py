@@ -101,6 +101,13 @@ def _each_class(default_steps: int, default_targets: int) -> Callable[..., tuple
     return cost
 
 
+def _through_codes(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
+    """For each restart the code of the image, decoder and model at each step of the first half, both with a backward
+    pass, then the model at the start and after each step of the rest."""
+    half = steps // 2
+    return restarts * (1 + 2 * half + steps - half + 1), restarts * (2 * half + steps - half)
+
+
 def _square(queries: int = 5000, **other: object) -> tuple[int, int]:
     """The clean image and every query; fewer where broken images leave the batch."""
     return queries + 1, 0
@@ -230,6 +237,11 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "Noise that is accepted as a class (GM-VAE's eq. 11, 2019)",
             "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs=("class_scores",),
             new_images=True,
+        ),
+        "latent_ball": AttackInfo(
+            "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),
+            "A search among codes for what the decoder draws, pulled into the ball; then Auto-PGD from there",
+            "https://arxiv.org/abs/1712.09196", cost=_through_codes, needs=("decode", "encode"), through_codes=True,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import cast
 
-from bench import catalog
+import torch
+from torch import Generator, Tensor, nn
+
+from bench import catalog, threat
 from bench.attacks import Logits
+from bench.data import Split
+from bench.defense import Defense
+
+NOTHING = Split(torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64))  # what an attacker without data knows
 
 
 def shown(name: str, logits: Logits) -> Logits:
@@ -15,7 +21,7 @@ def shown(name: str, logits: Logits) -> Logits:
     codes, an encoder and a decoder."""
     info = catalog.ATTACKS[name]
     if info.through_codes:
-        return Flat(logits)
+        return flat(logits)
 
     def answers(images: Tensor) -> Tensor:
         found = logits(images)
@@ -28,27 +34,30 @@ def shown(name: str, logits: Logits) -> Logits:
     return answers if info.past_detector else logits
 
 
-class Flat:
-    """A model of one-channel square images whose codes are their pixels in a row, off by a half; it knows grey images
-    of ten classes."""
+class Flat(Defense):
+    """Codes are the pixels in a row, off by a half."""
 
-    def __init__(self, logits: Logits, known: tuple[Tensor, Tensor] | None = None) -> None:
-        self._logits = logits
-        self.known_images, self.known_labels = known or (torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.int64))
+    title, paper, year = "Flat", "https://example.org", 2020
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self._logits(images.clone())
+    def __init__(self, logits: Logits) -> None:
+        super().__init__(cast("nn.Module", logits))  # not every model of the tests is a module
 
-    def classify(self, images: Tensor) -> Tensor:
-        found = self._logits(images.clone())
-        return found if found.ndim == 2 else found.mean(dim=0)
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return images
 
     def encode(self, images: Tensor) -> Tensor:
         self.shape = images.shape[1:]
         return images.flatten(1) - 0.5
 
-    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None
-
     def decode(self, latents: Tensor) -> Tensor:
         return (latents + 0.5).view(-1, *self.shape).clamp(0, 1)
+
+
+def flat(logits: Logits) -> threat.Codes:
+    """The model behind `Flat`, as an attack through codes is given it; of draws, the classifier is the mean."""
+
+    def classify(images: Tensor) -> Tensor:
+        found = logits(images)
+        return found if found.ndim == 2 else found.mean(dim=0)
+
+    return threat.Codes(logits, Flat(classify), NOTHING)

@@ -343,7 +343,8 @@ def test_invariant_11_the_declared_cost_is_what_is_spent(name, params):
     params = {key: value for key, value in {**fewer, **params}.items() if key in accepted}
     model, right = Linear(), nn.functional.one_hot(labels, 10)
     certain = lambda x: 1e-3 * model(x) + 10 * right.repeat(len(x) // 5, 1)  # noqa: E731 - so nothing leaves early
-    target = threat.gray_box(shown(name, certain))
+    model_shown = shown(name, certain)
+    target = model_shown if isinstance(model_shown, threat.Target) else threat.gray_box(model_shown)
     function(target, images, labels, draws=draws(5), **params, **({"eps": EPS} if "eps" in accepted else {}))
     forward, backward = catalog.ATTACKS[name].cost(**params)
     assert (target.forward_rows, target.backward_rows) == (5 * forward, 5 * backward)

@@ -43,12 +43,11 @@ def apgd(
     """
     if eps < 0 or steps < 1 or restarts < 1:
         raise ValueError(f"apgd needs eps >= 0, steps >= 1 and restarts >= 1, got {eps}, {steps}, {restarts}")
-    raised = losses.get(loss)
+    raised, ball = losses.get(loss), balls.get(norm)
 
     def run(rows: Tensor, noise: ImageDraws) -> Attacked:
-        return _ascend(
-            logits, images[rows], labels[rows], None, eps, balls.get(norm), raised, noise, steps, stop_when_broken
-        )
+        start = ball.start(images[rows], eps, noise)
+        return ascend(logits, images[rows], labels[rows], None, start, eps, ball, raised, steps, stop_when_broken)
 
     return in_turn([run] * restarts, len(images), draws, stop_when_broken)
 
@@ -77,12 +76,11 @@ def apgd_t(
     if eps < 0 or steps < 1 or targets < 1:
         raise ValueError(f"apgd_t needs eps >= 0, steps >= 1 and targets >= 1, got {eps}, {steps}, {targets}")
     order = wrong_classes(logits, images, labels)  # (N, K - 1)
-    loss = losses.targeted_margin if order.shape[1] < 3 else losses.targeted_dlr
+    loss, ball = losses.targeted_margin if order.shape[1] < 3 else losses.targeted_dlr, balls.get(norm)
 
     def run(aim: Tensor, rows: Tensor, noise: ImageDraws) -> Attacked:
-        return _ascend(
-            logits, images[rows], labels[rows], aim[rows], eps, balls.get(norm), loss, noise, steps, stop_when_broken
-        )
+        start = ball.start(images[rows], eps, noise)
+        return ascend(logits, images[rows], labels[rows], aim[rows], start, eps, ball, loss, steps, stop_when_broken)
 
     runs = [functools.partial(run, aim) for aim in chosen(order, targets, first_target).T]
     return in_turn(runs, len(images), draws, stop_when_broken)
@@ -120,20 +118,22 @@ class _Search(PerImage):
     checked_top: Tensor  # the highest loss at the end of the last window
 
 
-def _ascend(
+def ascend(
     logits: Logits,
     images: Tensor,
     labels: Tensor,
     target: Tensor | None,
+    start: Tensor,
     eps: float,
     ball: balls.Ball,
     loss: losses.Loss,
-    draws: ImageDraws,
     steps: int,
     stop_when_broken: bool,
 ) -> Attacked:
+    """One run of algorithm 1 from `start` (N, C, H, W) in the ball around `images`, towards the classes `target` (N,)
+    where the loss is a targeted one."""
     n, device = len(images), images.device
-    start, everyone, watch = ball.start(images, eps, draws), torch.arange(n, device=device), Watch(images)
+    everyone, watch = torch.arange(n, device=device), Watch(images)
     seen = look(logits, start, labels, loss, target=target)
     watch.note(everyone, seen.broken, seen.blocked)
     success = torch.where(seen.broken, 0, torch.full_like(labels, -1))

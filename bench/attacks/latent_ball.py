@@ -1,0 +1,142 @@
+"""Inside the ball, but by way of the codes: what the decoder can draw, pulled into the ball around the image.
+
+A purifier that hides its gradient over pixels may show it over codes: the attacks of Jalal et al. (2017,
+arXiv:1712.09196) and Athalye et al. (2018, arXiv:1802.00420) on Defense-GAN search there. Almost no image that a
+decoder draws lies in a small ball around a real one, so each is pulled to the nearest point of the ball.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.attacks import Attacked, ThroughCodes, Watch, balls, in_turn, look, losses, where
+from bench.attacks.apgd import ascend
+from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
+from bench.draws import ImageDraws
+
+JITTER = 0.5  # of a start after the first, in units of the size of the image's own code
+
+
+def latent_ball(
+    model: ThroughCodes,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    draws: ImageDraws,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    learning_rate: float = 0.3,
+    stop_when_broken: bool = False,
+) -> Attacked:
+    """Half of the steps move the code z so that pull(G(z)) has a large margin, half move that image itself.
+
+    pull() is the projection into the "linf" or "l2" ball and G the decoder. The first start is the image's own code,
+    further ones lie near it. Codes move by Adam, at a rate that falls from `learning_rate` times the size of the
+    image's code (its root mean square) to nothing; then Auto-PGD (Croce and Hein 2020, arXiv:2003.01690) leaves what
+    decoders can draw from the best image so far. Both raise the margin. Returned images, draws and `stop_when_broken`
+    are as in bench.attacks.apgd. Raises ValueError for eps < 0, fewer than two steps, restarts < 1, learning_rate <= 0
+    or an unknown norm.
+    """
+    if eps < 0 or steps < 2 or restarts < 1 or learning_rate <= 0:
+        raise ValueError(
+            "latent_ball needs eps >= 0, steps >= 2, restarts >= 1 and learning_rate > 0, got "
+            f"{eps}, {steps}, {restarts}, {learning_rate}"
+        )
+    ball = balls.get(norm)
+    starts = iter(range(restarts))
+
+    def run(rows: Tensor, noise: ImageDraws) -> Attacked:
+        some, classes, away = images[rows], labels[rows], JITTER * (next(starts) > 0)
+        drawn = _among_codes(model, some, classes, eps, ball, noise, steps // 2, learning_rate, away)
+        left = torch.arange(len(some), device=some.device)
+        if stop_when_broken and drawn.broken is not None:
+            left = left[~drawn.broken]
+        rest = steps - steps // 2
+        there = drawn.rows(left)
+        freed = ascend(
+            model, some[left], classes[left], None, there.images, eps, ball, losses.margin, rest, stop_when_broken
+        )
+        return _joined(drawn, left, there, freed, rest)
+
+    return in_turn([run] * restarts, len(images), draws, stop_when_broken)
+
+
+def _among_codes(
+    model: ThroughCodes,
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    ball: balls.Ball,
+    draws: ImageDraws,
+    steps: int,
+    learning_rate: float,
+    jitter: float,
+) -> Attacked:
+    """The best of `steps` pulled images; losses are those at each of them."""
+    everyone, watch = torch.arange(len(images), device=images.device), Watch(images)
+    with torch.no_grad():
+        latents = model.encode(images)
+    size = _column(latents.flatten(1).square().mean(dim=1).sqrt(), latents)
+    if jitter:
+        latents = latents + jitter * size * draws.normal(*latents.shape[1:]).to(latents.dtype)
+    mean, square = torch.zeros_like(latents), torch.zeros_like(latents)
+    best, best_broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    worth = torch.full_like(images[:, 0, 0, 0], -torch.inf)
+    success, curve = torch.full_like(labels, -1), []
+    for step in range(steps):
+        with torch.enable_grad():
+            codes = latents.detach().requires_grad_()
+            pulled = ball.project(model.decode(codes), images, eps)
+        seen = look(model, pulled.detach(), labels, losses.margin)
+        gradient = _through(pulled, codes, seen.gradient)
+        watch.note(everyone, seen.broken, seen.blocked)
+        success = torch.where((success < 0) & seen.broken, step, success)
+        curve.append(seen.loss)
+        broken = seen.broken & seen.certain
+        better = (broken & ~best_broken) | ((broken == best_broken) & (seen.loss > worth))
+        best, worth = where(better, pulled.detach(), best), torch.where(better, seen.loss, worth)
+        best_broken = best_broken | broken
+        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        mean = DECAY * mean + (1 - DECAY) * gradient
+        square = DECAY_OF_SQUARES * square + (1 - DECAY_OF_SQUARES) * gradient.square()
+        spread = (square / (1 - DECAY_OF_SQUARES ** (step + 1))).sqrt() + DAMPING
+        rate = learning_rate * size * (1 - step / steps)
+        latents = latents + rate / (1 - DECAY ** (step + 1)) * mean / spread
+    return Attacked(best, torch.stack(curve), success, best_broken, watch.share(), watch.looks)
+
+
+def _joined(drawn: Attacked, left: Tensor, there: Attacked, freed: Attacked, steps: int) -> Attacked:
+    """The search among codes and what Auto-PGD made of the images `left` to it; the others repeat their last loss."""
+    assert freed.broken is not None and freed.blocked is not None and freed.looks is not None
+    assert there.blocked is not None and there.looks is not None
+    after = drawn.losses.shape[0]
+    later = torch.where(freed.step_of_success >= 0, freed.step_of_success + after, -1)
+    looks = there.looks + freed.looks
+    blocked = (there.blocked * there.looks + freed.blocked * freed.looks) / looks.clamp(min=1)
+    whole = Attacked(
+        freed.images,
+        torch.cat([there.losses, freed.losses]),
+        torch.where(there.step_of_success >= 0, there.step_of_success, later),
+        freed.broken,
+        blocked,
+        looks,
+    )
+    repeated = torch.cat([drawn.losses, drawn.losses[-1:].expand(steps + 1, -1)])
+    return Attacked(drawn.images, repeated, drawn.step_of_success, drawn.broken, drawn.blocked, drawn.looks).with_rows(
+        left, whole
+    )
+
+
+def _through(pulled: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at the codes of a loss whose gradient at the pulled images is given; zero where there is none."""
+    if not pulled.requires_grad:
+        return torch.zeros_like(codes)
+    (found,) = torch.autograd.grad(pulled, codes, gradient, allow_unused=True)
+    return torch.zeros_like(codes) if found is None else found
+
+
+def _column(values: Tensor, latents: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (latents.ndim - 1))
