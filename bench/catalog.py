@@ -108,6 +108,13 @@ def _through_codes(steps: int = 100, restarts: int = 1, **other: object) -> tupl
     return restarts * (1 + 2 * half + steps - half + 1), restarts * (2 * half + steps - half)
 
 
+def _overpowered(steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object) -> tuple[int, int]:
+    """The image and its code; at the start and after each step every copy, drawn and under each noise; the result under
+    16 of them. Copies that may be done are looked at once more."""
+    each = copies * (1 + noise_draws)
+    return 2 + (steps + 1) * each + 16, steps * each
+
+
 def _square(queries: int = 5000, **other: object) -> tuple[int, int]:
     """The clean image and every query; fewer where broken images leave the batch."""
     return queries + 1, 0
@@ -242,6 +249,11 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),
             "A search among codes for what the decoder draws, pulled into the ball; then Auto-PGD from there",
             "https://arxiv.org/abs/1712.09196", cost=_through_codes, needs=("decode", "encode"), through_codes=True,
+        ),
+        "overpowered": AttackInfo(
+            "bench.attacks.overpowered:overpowered", 1, (),
+            "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
+            "https://arxiv.org/abs/1712.09196", cost=_overpowered, needs=("decode", "encode"), through_codes=True,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),
