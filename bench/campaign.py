@@ -37,6 +37,7 @@ from bench import sources as origins
 from bench import weights as files
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS, CLASSIFIERS
+from bench.class_change import Judge
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError, unknown
@@ -61,6 +62,7 @@ from bench.record import Cell, Store
 from bench.substitutes import SourceNet
 
 Named = tuple[str, type[Defense]]
+JUDGE = "pgd_training"  # its net helps to say whether an image changed its class
 Sources = Mapping[str, Subject | SourceNet]
 
 
@@ -392,6 +394,10 @@ def run(
                     f"{name}, whose images {plan.protocol.id} shows to every defense, is {source.defense.reason}; "
                     f"see purifybench train {name}, or leave that out: --tracks {_others(plan.protocol)}"
                 )
+        if any(ATTACKS[spec.attack].may_change_class for desk in desks for spec in desk.specs):
+            judge = _judge(classifier, net, net_weights, dataset, progress)
+            for desk in desks:
+                desk.examples = replace(desk.examples, judge=judge)
         open_work = [desk.open_work(sources) for desk in desks]
         expected = _expected_seconds(open_work, examples, cache)
         total = max(sum(expected.values()), 1e-9)
@@ -452,6 +458,16 @@ def _source(
         )
     named = name, plugins.load(name)
     return trained_subject(named, classifier, net, net_weights, dataset, None, progress)
+
+
+def _judge(classifier: str, net: nn.Module, net_weights: str, dataset: Dataset, progress: Progress) -> Judge:
+    """Who says whether attacked images still show what they showed: PGD training and the training images."""
+    found = _source(JUDGE, classifier, net, net_weights, dataset, progress)
+    if not isinstance(found, Subject) or isinstance(found.defense, Unusable):
+        raise BenchError(
+            f"{JUDGE}, which says whether an image changed its class, cannot be used; see purifybench train {JUDGE}"
+        )
+    return Judge(found.defense.classifier, dataset.train)
 
 
 def _imitation(name: str, subject: Subject, dataset: Dataset, progress: Progress) -> SourceNet:

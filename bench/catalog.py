@@ -47,8 +47,9 @@ class AttackInfo:
     with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it. One
     that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs`
     optional methods of the contract is not applicable to a defense without all of them; one `through_codes` is given
-    the encoder and the decoder beside the logits (bench.threat.through_codes). One that makes `new_images` leaves the
-    clean ones behind: what it makes has no true class.
+    the encoder and the decoder beside the logits (bench.threat.through_codes). Of one that `may_change_class`, having
+    no small ball, records also tell how many images no longer show their label (bench.class_change). One that makes
+    `new_images` leaves the clean ones behind: what it makes has no true class.
     """
 
     function: str
@@ -63,6 +64,7 @@ class AttackInfo:
     past_detector: bool = False
     needs: tuple[str, ...] = ()
     through_codes: bool = False
+    may_change_class: bool = False
     new_images: bool = False
 
 
@@ -254,6 +256,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "bench.attacks.overpowered:overpowered", 1, (),
             "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
             "https://arxiv.org/abs/1712.09196", cost=_overpowered, needs=("decode", "encode"), through_codes=True,
+            may_change_class=True,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -30,6 +30,7 @@ from bench import attacks, device, draws, seeds, substitutes, surrogate, threat,
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
+from bench.class_change import Judge
 from bench.data import Split
 from bench.defense import Defense, Fact, has_door, source_hash
 from bench.facts import facts
@@ -77,14 +78,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Examples:
-    """The protocol's images: `clean` on the device, and their `indices` (n,) in the test split of `dataset`; and the
-    validation split, from which an attacker may learn."""
+    """The protocol's images: `clean` on the device, and their `indices` (n,) in the test split of `dataset`; the
+    validation split, from which an attacker may learn; and who says whether an image still shows what it showed, where
+    an attack of the protocol may change that."""
 
     dataset: str
     split: str
     clean: Split
     indices: Tensor
     validation: Split
+    judge: Judge | None = None
 
     def first(self, n: int) -> Examples:
         """The first `n` of them."""
@@ -252,7 +255,7 @@ def _facts(
     if not work.wanted.any() or work.spec.cascade or any(images["failed"] for images in attacked):
         return {}
     told = {
-        name.removeprefix(TOLD): np.concatenate([images[name] for images in attacked]).mean()
+        name.removeprefix(TOLD): float(np.concatenate([images[name] for images in attacked]).mean())
         for name in attacked[0]
         if name.startswith(TOLD)
     }
@@ -260,6 +263,8 @@ def _facts(
     shown = torch.cat([torch.from_numpy(images["images"]).to(rows.device) for images in attacked])
     correct = torch.from_numpy(outcomes.correct[work.wanted]).to(rows.device)
     clean = examples.clean
+    if ATTACKS[work.spec.attack].may_change_class and examples.judge is not None:
+        told |= examples.judge(shown, clean.labels[rows])
     own = facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
     return {**{name: float(f"{mean:.6g}") for name, mean in told.items() if np.isfinite(mean)}, **own}
 

@@ -544,10 +544,49 @@ def _selective(dataset: str, r: _Radii, *, quick: bool, ranked: bool) -> Protoco
     )  # fmt: skip
 
 
+RHOS = (1.0, 2.5, 3.0, 3.5)  # of the overpowered attack: how much noise its images withstand (MAD-VAE's table 3)
+
+
+def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eot: int) -> list[AttackSpec]:
+    """What searching among codes adds to searching among pixels, in the same balls with as many steps; and attacks
+    without a ball."""
+    usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps))
+    norms: tuple[tuple[Norm, tuple[float, ...]], ...] = (("linf", radii), ("l2", l2))
+    balls = [(norm, eps) for norm, some in norms for eps in some]
+    among = (("apgd_margin", "white_box"), ("latent_ball", "latent"))
+    specs = [
+        AttackSpec(attack, track, norm, eps, usual, route)  # type: ignore[arg-type]
+        for attack, track in among
+        for norm, eps in balls
+        for route in ROUTES[:2]
+    ]
+    for rho in RHOS:
+        params = (("rho", rho), ("steps", 3 * steps))
+        specs.append(AttackSpec("overpowered", "latent", params=params, route="autograd", variant=f"rho-{rho:g}"))
+    return specs
+
+
+def _latent(dataset: str, r: _Radii) -> Protocol:
+    """For defenses with an encoder and a decoder: what the latent attacks add, before they enter the boards."""
+    radii, l2 = tuple(r.linf[i] for i in (1, 3, 4)), r.l2[1::2]
+    clean = AttackSpec("none", "clean")
+    return Protocol(
+        id=f"{dataset}-latent-v1-draft", dataset=dataset, n_examples=100, linf_radii=radii, l2_radii=l2, ranked=False,
+        headline_radii=tuple(eps for eps in r.hard if eps in radii),
+        purpose="Searching among codes beside searching among pixels, in the same balls; and the overpowered attack.",
+        attacks=(clean, *_among_codes(radii, l2, 100, 1)),
+        efforts=(
+            Effort("cheap", True, 50, (clean, *_among_codes(radii, l2, 50, 4)), 10, 20),
+            Effort("medium", True, 50, (clean, *_among_codes(radii, l2, 50, 4)), 5, 10),
+        ),
+    )  # fmt: skip
+
+
 _ALL = (
     *(_full("digits", 500, _INK, ranked=False), _quick("digits", _INK)),
     *(_full("mnist", 1000, _INK, ranked=True), _quick("mnist", _INK)),
     *(_full("fmnist", 1000, _CLOTH, ranked=True), _quick("fmnist", _CLOTH)),
+    *(_latent("digits", _INK), _latent("mnist", _INK), _latent("fmnist", _CLOTH)),
     *(_selective("digits", _INK, quick=quick, ranked=False) for quick in (False, True)),
     *(_selective("mnist", _INK, quick=quick, ranked=True) for quick in (False, True)),
     *(_selective("fmnist", _CLOTH, quick=quick, ranked=True) for quick in (False, True)),

@@ -62,7 +62,7 @@ def test_every_attack_that_is_there_takes_its_parameters(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_tracks_routes_and_sources_go_together(spec):
-    assert (spec.track in ("white_box", "rejection")) == (spec.route in protocol.ROUTES)
+    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in protocol.ROUTES)
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade
 

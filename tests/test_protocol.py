@@ -254,8 +254,9 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     inspect.signature(attacks.get(spec.attack)).bind(
         "logits", "images", "labels", draws="draws", **radius, **spec.settings
     )
-    assert (spec.track in ("white_box", "rejection")) == (spec.route in protocol.ROUTES)
+    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in protocol.ROUTES)
     assert (spec.track == "rejection") == catalog.ATTACKS[spec.attack].past_detector
+    assert (spec.track == "latent") == catalog.ATTACKS[spec.attack].through_codes
     assert spec.threshold in protocol.THRESHOLDS
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade or spec.track == "white_box"
