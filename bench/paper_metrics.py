@@ -3,7 +3,7 @@ torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -14,7 +14,7 @@ from bench import selective
 from bench.record import Cell
 
 Array = NDArray[np.float64]
-Metric = Literal["accuracy", "agreement", "joint", "answer", "right", "wrong", "refused"]
+Metric = Literal["accuracy", "agreement", "joint", "answer", "right", "wrong", "refused", "pooled", "every"]
 METRICS: Mapping[Metric, str] = MappingProxyType(
     {
         "accuracy": "the share of images classified as their true label",
@@ -26,21 +26,28 @@ METRICS: Mapping[Metric, str] = MappingProxyType(
         "right": "the share of images that the published thresholds accept, classified as their true label",
         "wrong": "the share of images that the published thresholds accept, classified as another label",
         "refused": "the share of images that the published thresholds refuse",
+        "pooled": "the share of images classified as their true label, over several attacks pooled",
+        "every": "the share of images classified as their true label under every one of several attacks",
     }
 )
+
+OVER_SEVERAL: Mapping[Metric, Callable[[Array], Array]] = MappingProxyType(
+    {"pooled": lambda values: values.mean(axis=0), "every": lambda values: values.min(axis=0)}
+)
+"""Metrics of several cells: what becomes of the values (cells, n) of the same images."""
 
 
 def per_image(metric: Metric, cell: Cell, bare: Cell | None = None) -> Array:
     """The metric's value of each attacked image in [0, 1], (n,).
 
     `bare` is the clean cell of the classifier without a defense, on images that start alike; only agreement and joint
-    need it. Accuracy and joint average the scoring draws, agreement and answer look at the first. Raises ValueError
-    where the images of `bare` are others, or are missing, and for shares at published thresholds that a random
-    defense's records lack.
+    need it. Of a metric over several attacks (OVER_SEVERAL) it is the part of this one. Accuracy, joint and those over
+    several average the scoring draws, agreement and answer look at the first. Raises ValueError where the images of
+    `bare` are others, or are missing, and for shares at published thresholds that a random defense's records lack.
     """
     attacked, outcomes = cell.outcomes.attacked, cell.outcomes
     correct: Array = outcomes.correct[attacked].astype(np.float64)
-    if metric == "accuracy":
+    if metric in ("accuracy", *OVER_SEVERAL):
         return correct
     if metric == "answer":
         return np.asarray(outcomes.predicted == outcomes.label, dtype=np.float64)[attacked]

@@ -18,7 +18,8 @@ from bench import paper_metrics, papers, plugins, statistics
 from bench import protocol as protocols
 from bench.catalog import ATTACKS, CLASSIFIERS, DATASETS
 from bench.errors import unknown
-from bench.protocol import TRACKS, Track
+from bench.paper_metrics import OVER_SEVERAL
+from bench.protocol import TRACKS, AttackSpec, Track
 from bench.record import Cell, Store
 from leaderboard.counterparts import Counterpart, counterpart
 from leaderboard.reported import Reported, names, parts, reported
@@ -136,8 +137,12 @@ class _Bench:
         answer = counterpart(row)
         if isinstance(answer, str):
             return Line(row, obstacle=answer), None
-        cells, bare = self._found(answer), self._found(answer, bare=True)
+        cells, bare = self._found(answer, answer.spec), self._found(answer, None)
         values = _values(answer, cells, bare)
+        if values is not None and answer.metric in OVER_SEVERAL:
+            several = [values, *(_values(answer, self._found(answer, spec), bare) for spec in answer.also)]
+            whole = [one for one in several if one is not None and one.shape == values.shape]
+            values = OVER_SEVERAL[answer.metric](np.stack(whole)) if len(whole) == len(several) else None
         obstacle = self.here.lacks(answer) if self.here and values is None else ""
         if values is None:
             return Line(row, answer, None, answer.caveats, obstacle), None
@@ -155,11 +160,12 @@ class _Bench:
         note = f"The mean of {len(found)} numbers, on the {n} images that all have."
         return Line(row, None, _estimate(shared[None]), (*caveats, note))
 
-    def _found(self, answer: Counterpart, *, bare: bool = False) -> list[Cell]:
-        """The cells of the counterpart by seed, or the clean ones of the bare classifier; of the present version."""
+    def _found(self, answer: Counterpart, spec: AttackSpec | None) -> list[Cell]:
+        """The counterpart's cells under an attack by seed, or the clean ones of the bare classifier; of the present
+        version."""
         view = protocols.get(answer.protocol)
         view = view if self.limit is None else view.limited(self.limit)
-        defense, slug = (BASELINE, "clean.none") if bare else (answer.defense, answer.spec.slug)
+        defense, slug = (BASELINE, "clean.none") if spec is None else (answer.defense, spec.slug)
         found = self.cells.get((view.id, defense, answer.classifier, slug), [])
         return sorted((one for one in found if one.record.protocol_hash == view.hash), key=lambda one: one.record.seed)
 

@@ -120,6 +120,22 @@ def test_numbers_are_counted_by_the_papers_metric():
     assert unlimited.measured is None, "four images are another protocol"
 
 
+def test_a_number_over_several_attacks_needs_them_all():
+    pooled, every = (
+        row_of("mad-vae/table3-overpowered", defense="MAD-VAE combined", metric=metric)
+        for metric in ("accuracy", "original_accuracy")
+    )
+    answer = counterpart(pooled)
+    assert isinstance(answer, Counterpart) and len(answer.also) == 3
+    right = ([1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1], [1, 1, 1, 1])
+    cells = [cell(answer, some, spec=spec) for some, spec in zip(right, (answer.spec, *answer.also), strict=True)]
+    found = reproduce.lines([pooled, every], cells, limit=4)
+    assert [line.measured and (line.measured.value, line.measured.n) for line in found] == [(11 / 16, 4), (0.25, 4)]
+    for missing in range(4):
+        (line,) = reproduce.lines([every], [one for i, one in enumerate(cells) if i != missing], limit=4)
+        assert line.measured is None
+
+
 def test_an_average_needs_all_its_parts_and_counts_the_images_that_they_share():
     row = row_of("lq-vae/white-box/MNIST", attack="none", classifier="average")
     found = answers("lq-vae/white-box/MNIST")
