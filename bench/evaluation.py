@@ -36,13 +36,12 @@ from bench.defense import Defense, Fact, has_door, source_hash
 from bench.facts import facts
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Budget, Protocol
-from bench.record import EXHIBITS, Card, Cell, ImagesHash, Outcomes, Record, Run
+from bench.record import EXHIBITS, TOLD, Card, Cell, ImagesHash, Outcomes, Record, Run
 from bench.statistics import TOLERANCE
 from bench.substitutes import SourceNet
 
 VERSION = 4  # of the rules in this file; part of every cell's key
 LAYOUT = 4  # of a cached chunk; part of its key
-TOLD = "told."  # begins the names of the arrays that hold what the attack alone knows
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
@@ -255,7 +254,7 @@ def _facts(
     if not work.wanted.any() or work.spec.cascade or any(images["failed"] for images in attacked):
         return {}
     told = {
-        name.removeprefix(TOLD): float(np.concatenate([images[name] for images in attacked]).mean())
+        name: float(np.concatenate([images[name] for images in attacked]).mean())
         for name in attacked[0]
         if name.startswith(TOLD)
     }
@@ -264,7 +263,7 @@ def _facts(
     correct = torch.from_numpy(outcomes.correct[work.wanted]).to(rows.device)
     clean = examples.clean
     if ATTACKS[work.spec.attack].may_change_class and examples.judge is not None:
-        told |= examples.judge(shown, clean.labels[rows])
+        told |= {f"{TOLD}{name}": share for name, share in examples.judge(shown, clean.labels[rows]).items()}
     own = facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
     return {**{name: float(f"{mean:.6g}") for name, mean in told.items() if np.isfinite(mean)}, **own}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import seeds, training
 from bench.defense import Defense, Fact, has_door
 from bench.progress import Progress
+from bench.record import TOLD
 
 CHUNK = 256
 MOST_FACTS, LONGEST_NAME, LONGEST_TUPLE = 64, 80, 1000  # of one record
@@ -52,6 +53,8 @@ def _checked(told: Mapping[str, Fact]) -> dict[str, Fact]:
     for name, value in told.items():
         if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             raise ValueError(f"a fact's name is text of 1 to {LONGEST_NAME} printable characters")
+        if name.startswith(TOLD):
+            raise ValueError(f"{name!r} is a name for what attacks tell; call it something else")
         if isinstance(value, tuple | list) and len(value) > LONGEST_TUPLE:
             raise ValueError(f"{name} holds {len(value)} numbers, at most {LONGEST_TUPLE} are kept")
     return {name: _plain(value) for name, value in told.items()}

@@ -27,6 +27,7 @@ from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec, Budget, Route, Track
 
 SEAL = "seal.json"  # beside the records of a finished run: bench.seal
+TOLD = "attack."  # begins the names of the facts that the attack tells, not the defense
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 

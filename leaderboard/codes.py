@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.protocol import AttackSpec
-from bench.record import Record
+from bench.record import TOLD, Record
 from leaderboard.tables import Row
 
 WORDS = {
@@ -75,7 +75,11 @@ def fact_name(name: str) -> str:
 
 
 def _numbers(record: Record) -> Mapping[str, float]:
-    return {name: value for name, value in record.facts.items() if isinstance(value, float | int)}
+    return {
+        name: value
+        for name, value in record.facts.items()
+        if isinstance(value, float | int) and not name.startswith(TOLD)
+    }
 
 
 def _bins(record: Record) -> tuple[tuple[int, float], ...]:

@@ -13,6 +13,7 @@ from leaderboard.codes import codes
 from leaderboard.counterparts import DEFENSES
 from leaderboard.paper_tables import PaperTable
 from leaderboard.tables import Board, Row
+from leaderboard.told import told
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def _section(row: Row, board: Board, name: str, submission: Submission | None) -
         "breakers": breakers(row),
         "claims": claim_lines(row, submission.claims if submission else ()),
         "codes": codes(row),
+        "told": told(row),
         "refusals": refusals.of_row(row),
         "risk": refusals.risk_coverage(row, f"{name}r"),
         "distortions": views.distortions(row),

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from bench import papers
 from bench.protocol import BUDGETS, THRESHOLDS
 from bench.verdicts import RULES
-from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, views
+from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, told, views
 from leaderboard.figures import Chart
 from leaderboard.tables import ATTACKED, BASELINE, Board
 
@@ -26,7 +26,8 @@ _FILTERS = (
     formats.units, formats.level, formats.clash_name,
     views.attack_groups, views.sparkline,
     views.track_meaning, views.strongest_name, views.efforts, views.reductions, facets.answers, facets.facets,
-    sentences.verdict_in_two, codes.fact_name, refusals.refusals, best_known.taken_words, best_known.isolated,
+    sentences.verdict_in_two, codes.fact_name, told.told_name,
+    refusals.refusals, best_known.taken_words, best_known.isolated,
 )  # fmt: skip
 
 

@@ -16,14 +16,10 @@ from leaderboard.formats import attack_name, knowledge, thousands
 from leaderboard.pictures import data_uri
 from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
 
-PLANNED: Mapping[str, str] = {
-    "latent": "The attacker searches the defense's latent space.",
-}
-
 
 @dataclass(frozen=True)
 class Facts:
-    """Which tracks a protocol measures and which planned ones it lacks; `blind` if no attacker sees the defense."""
+    """Which tracks a protocol measures and which it lacks; `blind` if no attacker sees the defense."""
 
     measured: tuple[str, ...]
     absent: tuple[str, ...]
@@ -106,7 +102,7 @@ def facts(protocol: Protocol) -> Facts:
     present = {spec.track for spec in protocol.every_attack}
     measured = tuple(track for track in TRACKS if track in present)
     blind = all(spec.is_shared for spec in protocol.every_attack)
-    applicable = [track for track in (*TRACKS, *PLANNED) if track != "rejection" or protocol.is_selective]
+    applicable = [track for track in TRACKS if track != "rejection" or protocol.is_selective]
     return Facts(measured, tuple(track for track in applicable if track not in present), blind)
 
 
@@ -160,7 +156,7 @@ def _images(spec: AttackSpec) -> str:
 
 def track_meaning(track: str) -> str:
     """What the attacker of a track knows, in a sentence."""
-    return TRACKS.get(track) or PLANNED.get(track, "")
+    return TRACKS[track]
 
 
 def board_chart(board: Board, name: str) -> Chart | None:

@@ -265,6 +265,18 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     assert forward * classes >= backward >= 0
 
 
+def test_a_latent_protocol_compares_codes_with_pixels_in_the_same_balls_with_as_many_steps():
+    for chosen in (one for one in PROTOCOLS.values() if "-latent-" in one.id):
+        for view in (chosen, *(chosen.effort(one.budget, stochastic=one.stochastic) for one in chosen.efforts)):
+            by_attack = {
+                name: {(s.norm, s.eps, s.route, s.params) for s in view.attacks if s.attack == name}
+                for name in ("apgd_margin", "latent_ball")
+            }
+            assert by_attack["latent_ball"] == by_attack["apgd_margin"] != set()
+            without = view.effort("cheap", stochastic=False, doors=("encode",))
+            assert not [spec for spec in without.attacks if spec.track == "latent"]
+
+
 def linear(images):
     return images.flatten(1)[:, :3]
 
