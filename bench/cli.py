@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -385,7 +386,7 @@ def _show_defense(name: str, records: Path) -> None:
 
     cls = plugins.load(name)
     facts = f"stochastic: {cls.stochastic}, differentiable: {cls.differentiable}, trained on {cls.trained_on}"
-    typer.echo(f"{cls.title} ({name}), {cls.year}, {cls.paper}\n\n{(cls.__doc__ or '').strip()}\n\n{facts}")
+    typer.echo(f"{cls.title} ({name}), {cls.year}, {cls.paper}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n\n{facts}")
     for recipe in cls.recipes:
         typer.echo(
             f"recipe {recipe}: {', '.join(f'{k}={v}' for k, v in settings(cls, recipe)[1].items()) or 'no settings'}"
@@ -635,6 +636,7 @@ def serve(
     records: Annotated[list[Path] | None, typer.Option(help="Folders of records to watch; may be repeated.")] = None,
 ) -> None:
     """Serve the pages on this machine only, until Ctrl-C."""
+    from contextlib import suppress
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -652,7 +654,7 @@ def serve(
         raise BenchError(
             f"port {port} cannot be used ({problem.strerror}); choose another with --port, or 0"
         ) from problem
-    with server:
+    with server, suppress(KeyboardInterrupt):  # nothing goes on from there
         typer.echo(f"http://127.0.0.1:{server.server_address[1]}/ serves {site}; stop with Ctrl-C")
         server.serve_forever()
 

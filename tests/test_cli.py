@@ -253,6 +253,16 @@ def test_serve_refuses_a_port_that_is_taken(command, tmp_path):
     assert "choose another with --port" in err
 
 
+def test_serve_ends_quietly(command, tmp_path, monkeypatch):
+    def interrupted(server):
+        raise KeyboardInterrupt
+
+    (tmp_path / "index.html").touch()
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    status, out, err = command("serve", str(tmp_path), "--port", "0")
+    assert (status, err) == (0, "") and "stop with Ctrl-C" in out
+
+
 def test_data_list_tells_what_is_here(command):
     status, out, _ = command("data", "list")
     assert status == 0
