@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from bench import campaign, catalog, cli, plugins, protocol
+from bench.commands import look
 from bench.record import Store
 
 PROTOCOL = "digits-v1-quick"
@@ -84,7 +85,7 @@ def test_help_names_and_protocols_need_no_heavy_import():
         ["list", "protocols"],
         ["show", PROTOCOL],
     ]
-    light += [["list", kind] for kind in cli.LISTS] + [["show", "pgd"]]
+    light += [["list", kind] for kind in look.LISTS] + [["show", "pgd"]]
     imported, shown = fresh_python(light)
     assert imported == "[]"
     assert shown.count("Usage:") == 1 + len(COMMANDS)
@@ -136,7 +137,7 @@ def test_the_console_script_and_the_module_are_the_same_program():
 # ---------------------------------------------------------------------------------------------- lists and shows
 
 
-@pytest.mark.parametrize("kind", cli.LISTS)
+@pytest.mark.parametrize("kind", look.LISTS)
 def test_list_has_a_line_for_everything(kind, command):
     known = {
         "defenses": plugins.installed(), "attacks": catalog.ATTACKS, "classifiers": catalog.CLASSIFIERS,
