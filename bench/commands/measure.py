@@ -22,7 +22,7 @@ from bench.commands.options import (
     every,
     show_all,
     split,
-)  # fmt: skip
+)
 from bench.commands.site import build_site
 
 
