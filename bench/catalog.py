@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 DATASETS: Mapping[str, str] = MappingProxyType(
@@ -89,18 +90,9 @@ def _two_gradients(steps: int = 100, restarts: int = 1, **other: object) -> tupl
 
 
 def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
-    """A look at the clean image, then a run for each wrong class."""
+    """A look at the clean image, then a run for each class that is aimed at."""
     forward, backward = _iterative(steps)(restarts=targets)
     return 1 + forward, backward
-
-
-def _each_class(default_steps: int, default_targets: int) -> Callable[..., tuple[int, int]]:
-    """A look at the start, then a run for each class that is aimed at."""
-
-    def cost(steps: int = default_steps, targets: int = default_targets, **other: object) -> tuple[int, int]:
-        return _targeted(steps, targets)
-
-    return cost
 
 
 def _through_codes(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
@@ -239,13 +231,14 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "towards_class": AttackInfo(
             "bench.attacks.class_targets:towards_class", 1, (),
             "The nearest image that is accepted as a wrong class (GM-VAE's eq. 10, 2019)",
-            "https://arxiv.org/abs/1806.00081", cost=_each_class(200, 9), past_detector=True, needs=("class_scores",),
+            "https://arxiv.org/abs/1806.00081", cost=partial(_targeted, steps=200), past_detector=True,
+            needs=("class_scores",),
         ),
         "fooling": AttackInfo(
             "bench.attacks.class_targets:fooling", 1, (),
             "Noise that is accepted as a class (GM-VAE's eq. 11, 2019)",
-            "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs=("class_scores",),
-            new_images=True,
+            "https://arxiv.org/abs/1806.00081", cost=partial(_targeted, steps=500, targets=1),
+            past_detector=True, needs=("class_scores",), new_images=True,
         ),
         "latent_ball": AttackInfo(
             "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),

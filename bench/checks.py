@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench import classifiers, data, draws, training
 from bench.data import Dataset
@@ -340,6 +340,18 @@ def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
                 )
 
 
+def _differentiated(door: Callable[[Tensor, Generator], Tensor], images: Tensor) -> tuple[Tensor, bool]:
+    """What a door says of `images`, and whether its gradient is finite and reaches each of them."""
+    attacked = images.clone().requires_grad_()
+    with torch.enable_grad():
+        said = door(attacked, draws.generator(images.device, "check", 0))
+        gradient = torch.autograd.grad(said.sum(), attacked, allow_unused=True)[0] if said.requires_grad else None
+    if gradient is None:
+        return said.detach(), False
+    is_dead = gradient.flatten(1).abs().amax(dim=1).eq(0).any()
+    return said.detach(), bool(gradient.isfinite().all() and not is_dead)
+
+
 def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
     """A selective defense scores each image with one finite number, the same for the same draw, with a gradient."""
     _expect(
@@ -359,13 +371,9 @@ def check_rejection_score(cls: type[Defense], images: Tensor) -> None:
         torch.equal(first, second),
         f"{cls.__name__}.rejection_score differs between calls with the same generator",
     )
-    attacked = images.clone().requires_grad_()
-    with torch.enable_grad():
-        score = defense.rejection_score(attacked, draws.generator(images.device, "check", 0))
-        gradient = torch.autograd.grad(score.sum(), attacked, allow_unused=True)[0] if score.requires_grad else None
-    dead = gradient is None or bool(gradient.flatten(1).abs().amax(dim=1).eq(0).any())
+    _, reaches = _differentiated(defense.rejection_score, images)
     _expect(
-        not dead and bool(gradient.isfinite().all()),  # type: ignore[union-attr]
+        reaches,
         f"{cls.__name__}.rejection_score has no finite, nonzero gradient; give it a differentiable stand-in",
     )
 
@@ -376,25 +384,19 @@ def check_class_scores(cls: type[Defense], images: Tensor) -> None:
         return
     defense = _build(cls, images)
     _expect(has_door(cls, "rejection_score"), f"{cls.__name__} has class_scores and never refuses by them")
-    attacked = images.clone().requires_grad_()
-    with torch.enable_grad():
-        scores = defense.class_scores(attacked, draws.generator(images.device, "check", 0))
-        (gradient,) = (
-            torch.autograd.grad(scores.sum(), attacked, allow_unused=True) if scores.requires_grad else (None,)
-        )
+    scores, reaches = _differentiated(defense.class_scores, images)
     logits = _logits(defense, images)
     _expect(
         scores.shape == (*logits.shape, 2) and bool(scores.isfinite().all()),
         f"{cls.__name__}.class_scores returned {tuple(scores.shape)}, expected {(*logits.shape, 2)}, all finite",
     )
-    dead = gradient is None or bool(gradient.flatten(1).abs().amax(dim=1).eq(0).any())
     _expect(
-        not dead and bool(gradient.isfinite().all()),  # type: ignore[union-attr]
+        reaches,
         f"{cls.__name__}.class_scores have no finite, nonzero gradient; give them a differentiable stand-in",
     )
     with torch.no_grad():
         score = defense.rejection_score(images, draws.generator(images.device, "check", 0))
-    bound = scores.detach()[torch.arange(len(images)), logits.argmax(dim=1)].amax(dim=1)
+    bound = scores[torch.arange(len(images)), logits.argmax(dim=1)].amax(dim=1)
     gap = float((score - bound).max())
     _expect(
         gap <= CLOSE * max(1.0, float(bound.max())),

@@ -231,8 +231,11 @@ class Cell:
     outcomes: Outcomes
 
 
-def encoded(record: Record) -> bytes:
-    """The content of a record's file: JSON with sorted keys and a checksum of all the rest."""
+def encoded(record: BaseModel) -> bytes:
+    """The content of the file of a record, of a cell or another: JSON with sorted keys and a checksum of all the rest.
+
+    Raises ValueError for a number that is not finite.
+    """
     payload = record.model_dump(mode="json")
     payload["checksum"] = checksum(payload)
     return (json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -35,7 +35,7 @@ from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError, unknown
 from bench.progress import Progress
-from bench.stopwatch import THROUGHPUT, Answer, Ask, Runner, Stopwatch, largest_batch, measure
+from bench.stopwatch import THROUGHPUT, Answer, Ask, Runner, Stopwatch, first_call, largest_batch, measure
 from bench.timing_record import CLASSIFIER, REFERENCE, Kind, Machine, Score, Timing
 
 SLOW_UNITS = 20  # beyond the cheap budget class: larger batches are derived, and on CPU there are fewer rounds
@@ -60,11 +60,11 @@ def ready(
         defense = _built(name, cls, net, chosen, dataset)
         if learns:
             training.load_or_fit(defense, name, key, refuse, Progress())
+        return _runner(name, "defense", cls.title, defense, recipe_name, chosen, net, dataset)
     except BenchError as problem:
         return str(problem)
     except (Exception, SystemExit) as problem:  # of a defense, whatever it raises
         return f"{type(problem).__name__}: {problem}"
-    return _runner(name, "defense", cls.title, defense, recipe_name, chosen, net, dataset)
 
 
 def _built(name: str, cls: type[Defense], net: nn.Module, chosen: Mapping[str, Any], dataset: Dataset) -> Defense:
@@ -77,11 +77,25 @@ def _runner(
     name: str, kind: Kind, title: str, defense: Defense, recipe: str, chosen: Mapping[str, Any], net: nn.Module,
     dataset: Dataset, *, trained: bool = True,
 ) -> Runner:  # fmt: skip
-    image = dataset.train.images[:1]
+    image, answer = dataset.train.images[:1], _answer(defense)
+    first = first_call(answer, image, watch(image.device))  # before the count, which calls it too
     units = cost.purification_units(defense, net, image)
-    slow = units > SLOW_UNITS
     hashed = training.weights_hash(defense)
-    return Runner(name, kind, title, _answer(defense), defense, recipe, chosen, hashed, trained, slow, units)
+    return Runner(
+        name, kind, title, answer, defense, recipe, chosen, hashed, trained, units > SLOW_UNITS, units,
+        first_seconds=first,
+    )  # fmt: skip
+
+
+def _alone(net: nn.Module, classifier: str, dataset: Dataset) -> Runner:
+    """The bare classifier; made before the others, whose costs are counted in calls of it."""
+
+    def answer(images: Tensor, generator: Generator) -> Tensor:
+        return net(images)  # type: ignore[no-any-return]
+
+    image = dataset.train.images[:1]
+    first = first_call(answer, image, watch(image.device))
+    return Runner(CLASSIFIER, "classifier", f"classifier {classifier} alone", answer, first_seconds=first)
 
 
 def _answer(defense: Defense) -> Answer:
@@ -169,8 +183,7 @@ def run(
     net, net_weights = classifiers.trained(classifier, loaded, progress)
     net = net.requires_grad_(False).eval()
     clean, _ = loaded.examples(THROUGHPUT, 0)
-    bare = Runner(CLASSIFIER, "classifier", f"classifier {classifier} alone", lambda images, _: net(images))
-    runners, left_out = [bare], dict[str, str]()
+    runners, left_out = [_alone(net, classifier, loaded)], dict[str, str]()
     longest = reference(net, net_weights, loaded)
     runners += [longest] if longest else []
     for name, cls in named.items():

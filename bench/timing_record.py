@@ -205,9 +205,7 @@ class Timing(_Frozen):
 def save(timing: Timing, root: Path) -> Path:
     """Write a run into the folder of records `root`; returns the file."""
     path = root / FOLDER / timing.file_name
-    payload = timing.model_dump(mode="json")
-    payload["checksum"] = record.checksum(payload)
-    content = (json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    content = record.encoded(timing)
     write_atomically(path, lambda file: file.write(content))
     return path
 

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench import statistics
+from bench.seeds import digest
 from bench.timing_record import CLASSIFIER, REFERENCE, Entrant, Machine, Measure, Passes, Timing
 from leaderboard.tables import Board, Estimate, Row
 
@@ -122,13 +122,9 @@ def _row(timing: Timing, entrant: Entrant, board: Board) -> Row | None:
         return None
     for row in board.rows:
         same = (row.defense, row.classifier) == (entrant.name, timing.classifier)
-        if same and _plain(row.cells[0].record.settings) == _plain(entrant.settings):
+        if same and digest(row.cells[0].record.settings) == digest(entrant.settings):
             return row
     return None
-
-
-def _plain(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def _by_role(passes: Mapping[str, Passes]) -> dict[str, Passes]:

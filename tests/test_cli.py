@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from bench import campaign, catalog, cli, plugins, protocol
+from bench.commands import look
 from bench.record import Store
 
 PROTOCOL = "digits-v1-quick"
@@ -84,7 +85,7 @@ def test_help_names_and_protocols_need_no_heavy_import():
         ["list", "protocols"],
         ["show", PROTOCOL],
     ]
-    light += [["list", kind] for kind in cli.LISTS] + [["show", "pgd"]]
+    light += [["list", kind] for kind in look.LISTS] + [["show", "pgd"]]
     imported, shown = fresh_python(light)
     assert imported == "[]"
     assert shown.count("Usage:") == 1 + len(COMMANDS)
@@ -136,7 +137,7 @@ def test_the_console_script_and_the_module_are_the_same_program():
 # ---------------------------------------------------------------------------------------------- lists and shows
 
 
-@pytest.mark.parametrize("kind", cli.LISTS)
+@pytest.mark.parametrize("kind", look.LISTS)
 def test_list_has_a_line_for_everything(kind, command):
     known = {
         "defenses": plugins.installed(), "attacks": catalog.ATTACKS, "classifiers": catalog.CLASSIFIERS,
@@ -251,6 +252,16 @@ def test_serve_refuses_a_port_that_is_taken(command, tmp_path):
         status, _, err = command("serve", str(tmp_path), "--port", str(taken.getsockname()[1]))
     assert status == 2
     assert "choose another with --port" in err
+
+
+def test_serve_ends_quietly(command, tmp_path, monkeypatch):
+    def interrupted(server):
+        raise KeyboardInterrupt
+
+    (tmp_path / "index.html").touch()
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    status, out, err = command("serve", str(tmp_path), "--port", "0")
+    assert (status, err) == (0, "") and "stop with Ctrl-C" in out
 
 
 def test_data_list_tells_what_is_here(command):

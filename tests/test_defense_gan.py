@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from released import tiled_search
 from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,24 +33,6 @@ def noise(n: int = 6, shape=(1, 28, 28)) -> Tensor:
     return torch.rand(n, *shape, generator=seeded(1))
 
 
-def reference(decode, images: Tensor, starts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The released code, naively: tiled images, one loss summed over all, torch's SGD; what it saw before its last
-    move, and the errors (N, R)."""
-    n, restarts = starts.shape[:2]
-    tiled = images.repeat_interleave(restarts, dim=0)
-    latents = starts.flatten(0, 1).clone().requires_grad_()
-    optimizer = torch.optim.SGD([latents], lr=10.0, momentum=0.7)
-    for _ in range(steps):
-        made = decode(latents)
-        errors = (made - tiled).square().mean(dim=(1, 2, 3))
-        optimizer.zero_grad()
-        errors.sum().backward()
-        optimizer.step()
-    errors = errors.detach().view(n, restarts)
-    best = errors.argmin(dim=1)
-    return made.detach().view(n, restarts, *images.shape[1:])[torch.arange(n), best], errors
-
-
 # ---------------------------------------------------------------------------------------------- the search
 
 
@@ -57,7 +40,7 @@ def reference(decode, images: Tensor, starts: Tensor, steps: int) -> tuple[Tenso
 def test_the_search_is_that_of_the_released_code(steps):
     defense, images = build(), noise()
     starts = torch.randn(6, 3, 8, generator=seeded(2)) * 0.3
-    expected, errors = reference(defense.decode, images, starts, steps)
+    expected, errors = tiled_search(defense.decode, images, starts, steps)
     found = search(defense.decode, images, starts, Descent(steps))
     assert torch.allclose(found.images, expected, atol=1e-6)
     assert torch.allclose(found.errors, errors.amin(dim=1), atol=1e-7)

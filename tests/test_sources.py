@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from bench import cli, sources
+from bench import sources
+from bench.commands import look
 from bench.errors import BenchError
 from bench.protocol import AttackSpec, Protocol
 from bench.sources import Source
@@ -63,7 +64,7 @@ def test_words_for_people():
     assert sources.parse("identity_vae").words == "identity vae"
     spec = AttackSpec("fgsm", "transfer", "linf", 0.3, (("labels", "predicted"),), source="imitation-B")
     assert knowledge(spec) == "transfer, made on a substitute of the defense, B"
-    line = cli._about_spec(spec)
+    line = look._about_spec(spec)
     assert line.startswith(spec.slug)
     assert line.endswith(" labels=predicted, made on a substitute of the defense, B")
 

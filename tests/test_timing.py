@@ -279,6 +279,66 @@ class Tiny(Searching):
         nn.init.zeros_(self.decoder[0].weight)
 
 
+class Warming(nn.Module):
+    """Orders `first` seconds at its first call, which compiles, and one at all others."""
+
+    def __init__(self, device: Asynchronous, first: float) -> None:
+        super().__init__()
+        self.order, self.first = lambda seconds: device.order(seconds), first  # a function is not copied with it
+        self.is_warm = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.order(1.0 if self.is_warm else self.first)
+        self.is_warm = True
+        return images
+
+
+def timed_alone(monkeypatch, device: Asynchronous, cls: type[Defense], net: nn.Module) -> Timing:
+    """A run of one defense, one round, without the reference."""
+    monkeypatch.setattr(timing, "watch", lambda place: device.watch())
+    monkeypatch.setattr(timing.classifiers, "trained", lambda name, loaded, progress: (net, "w"))
+    monkeypatch.setattr(plugins, "installed", dict)
+    monkeypatch.setattr(plugins, "load", lambda name: cls)
+    return timing.run(["it"], dataset="digits", ask=Ask(rounds=1, slow_rounds=1, batches=(1,)))
+
+
+def test_the_first_call_is_timed_before_anything_else_calls(monkeypatch):
+    device = Asynchronous()
+
+    class Lazy(Defense):
+        """Compiles at its first call."""
+
+        title, paper, year = "Lazy", "https://example.org", 2020
+
+        def __init__(self, classifier: nn.Module) -> None:
+            super().__init__(classifier)
+            self.net = Warming(device, 50.0)
+
+        def purify(self, images: Tensor, generator: Generator) -> Tensor:
+            return self.net(images)
+
+    net = nn.Sequential(Warming(device, 9.0), nn.Flatten(), nn.Linear(784, 10))
+    run = timed_alone(monkeypatch, device, Lazy, net)
+    assert run.entrant(CLASSIFIER).first_seconds == pytest.approx(9.001)
+    assert run.entrant("it").first_seconds == pytest.approx(51, abs=0.01), "its net and the classifier, which is warm"
+    assert run.ratio(run.entrant("it"), CLASSIFIER, 1) == pytest.approx(2, abs=0.01), "no round has a first call"
+
+
+def test_a_defense_that_fails_when_asked_is_left_out(monkeypatch):
+    class Failing(Defense):
+        """Fails."""
+
+        title, paper, year = "Failing", "https://example.org", 2020
+
+        def purify(self, images: Tensor, generator: Generator) -> Tensor:
+            raise ValueError("no such layer")
+
+    device = Asynchronous()
+    net = nn.Sequential(Warming(device, 1.0), nn.Flatten(), nn.Linear(784, 10))
+    run = timed_alone(monkeypatch, device, Failing, net)
+    assert run.left_out == {"it": "ValueError: no such layer"}
+
+
 class Point:
     """Stands for an entry point."""
 

@@ -5,7 +5,6 @@ The cells of an entry that may refuse are held (bench.selective.as_held): to ref
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from bench import statistics
 from bench.breaks.schema import Result, Score
 from bench.record import Cell
+from bench.seeds import digest
 from bench.statistics import Tried
 
 
@@ -54,14 +54,10 @@ def mismatch(result: Result, cells: Sequence[Cell]) -> str:
 def _score(result: Result, cell: Cell) -> Score | None:
     """The score of the net that a cell measured; None where the result has none."""
     record = cell.record
-    mine = (record.recipe, _plain(record.settings), record.seed, record.weights)
+    mine = (record.recipe, digest(record.settings), record.seed, record.weights)
     return next(
-        (one for one in result.scores if (one.recipe, _plain(one.settings), one.seed, one.weights) == mine), None
+        (one for one in result.scores if (one.recipe, digest(one.settings), one.seed, one.weights) == mine), None
     )
-
-
-def _plain(settings: object) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def tried(result: Result, cells: Sequence[Cell]) -> Tried:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from released import tiled_search
 from torch import Tensor, nn
 
 from bench import device, draws, training
@@ -18,22 +19,6 @@ from defenses.latent_search import search
 IMAGES = int(os.environ.get("PURIFYBENCH_TIMED_IMAGES", "4"))
 ROUNDS = int(os.environ.get("PURIFYBENCH_TIMED_ROUNDS", "5"))
 STEPS = int(os.environ.get("PURIFYBENCH_TIMED_STEPS", "50"))  # of the 200: each takes the same time
-
-
-def tiled(gan: nn.Module, images: Tensor, starts: Tensor, steps: int) -> Tensor:
-    """The best restart of each image, (N, C, H, W)."""
-    n, restarts = starts.shape[:2]
-    targets = images.repeat_interleave(restarts, dim=0)
-    latents = starts.flatten(0, 1).clone().requires_grad_()
-    optimizer = torch.optim.SGD([latents], lr=10.0, momentum=0.7)
-    for _ in range(steps):
-        made = gan(latents)
-        errors = (made - targets).square().mean(dim=(1, 2, 3))
-        optimizer.zero_grad()
-        errors.sum().backward()
-        optimizer.step()
-    best = errors.detach().view(n, restarts).argmin(dim=1)
-    return made.detach().view(n, restarts, *images.shape[1:])[torch.arange(n), best]
 
 
 @pytest.mark.benchmark(group="the search of Defense-GAN")
@@ -51,7 +36,7 @@ def test_the_search_beats_the_tiled_one(benchmark, recipe):
         return defense.purify(images, draws.generator("cpu", "timing"))
 
     def theirs() -> Tensor:
-        return tiled(defense.gan, images, starts, STEPS)
+        return tiled_search(defense.gan, images, starts, STEPS)[0]
 
     spent: dict[str, list[float]] = {"ours": [], "tiled": []}
     made: dict[str, Tensor] = {}
