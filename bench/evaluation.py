@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from bench import attacks, device, draws, seeds, substitutes, surrogate, threat, training
+from bench import attacks, device, draws, latent_map, seeds, substitutes, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
@@ -260,7 +260,10 @@ def _facts(
     shown = torch.cat([torch.from_numpy(images["images"]).to(rows.device) for images in attacked])
     correct = torch.from_numpy(outcomes.correct[work.wanted]).to(rows.device)
     clean = examples.clean
-    own = facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
+    own = facts(
+        work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress,
+        with_map=work.spec.slug in latent_map.mapped(work.protocol),
+    )  # fmt: skip
     return {**{name: float(f"{mean:.6g}") for name, mean in told.items() if np.isfinite(mean)}, **own}
 
 

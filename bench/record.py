@@ -27,6 +27,7 @@ from bench.places import TORN_NPZ, one_line, write_atomically
 from bench.protocol import AttackSpec, Budget, Route, Track
 
 SEAL = "seal.json"  # beside the records of a finished run: bench.seal
+MAP = "map."  # begins the names of facts that draw a map of the codes: bench.latent_map
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 

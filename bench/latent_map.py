@@ -1,0 +1,101 @@
+"""How an attack moves a defense's codes: by how much, next to which clean ones, and on a map in two dimensions.
+
+A map is made for a few cells of a defense and is a picture: nothing is ranked by it. Its axes mean nothing, and
+another machine draws another one (`bench.record.MAP`); which images lie beside which is what can be read off it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.protocol import Protocol
+from bench.record import MAP
+
+MOST, LEAST = 200, 20  # images of a map: it shows the cell's first ones
+TRACKS = ("gray_box", "white_box", "latent", "rejection")  # whose attackers know a model and follow its gradient
+Codes = NDArray[np.float64]  # (N, D)
+
+
+def mapped(protocol: Protocol) -> frozenset[str]:
+    """The slugs of the cells that are given a map: the clean images and, at the largest radius that results are quoted
+    at, one independent attack of each of TRACKS, the first of those with the most steps."""
+    chosen = {"clean.none"} if protocol.headline_radii else set()
+    for track in TRACKS:
+        usual = [
+            spec for spec in protocol.attacks
+            if spec.track == track and spec.variant in ("", "cold") and not spec.cascade
+            and spec.norm == "linf" and spec.eps in protocol.headline_radii[-1:]
+        ]  # fmt: skip
+        if usual:
+            chosen.add(max(usual, key=lambda spec: int(dict(spec.params).get("steps", 0))).slug)
+    return frozenset(chosen)
+
+
+def moved(clean: Codes, attacked: Codes, labels: NDArray[np.int64]) -> float:
+    """The median distance from an image's code to that of the same image attacked, in units of the root mean square
+    distance of two clean codes of one class: at 1 it is as far as another image of the class lies. Not finite where no
+    class has two different codes."""
+    squares, pairs = 0.0, 0
+    for label in np.unique(labels):
+        members = clean[labels == label]
+        squares += len(members) * float(((members - members.mean(axis=0)) ** 2).sum())  # over all pairs of the class
+        pairs += len(members) * (len(members) - 1) // 2
+    apart = math.sqrt(squares / pairs) if pairs else 0.0
+    return float(np.median(np.linalg.norm(attacked - clean, axis=1))) / apart if apart else math.nan
+
+
+def neighbours(clean: Codes, attacked: Codes, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The class (N,) of the clean image whose code lies nearest to that of each attacked image, its own left out."""
+    from sklearn.metrics import pairwise_distances
+
+    apart = pairwise_distances(attacked, clean)  # (N, N)
+    np.fill_diagonal(apart, np.inf)
+    nearest: NDArray[np.int64] = labels[apart.argmin(axis=1)]
+    return nearest
+
+
+def drawn(clean: Codes, attacked: Codes, near: NDArray[np.int64]) -> Mapping[str, tuple[float, ...]]:
+    """The facts that hold the map of a cell's first MOST images: where they lie clean and attacked, and the class that
+    each is `near` to. None for fewer than LEAST images, or for codes that cannot be laid out."""
+    n, is_attacked = min(len(clean), MOST), not np.array_equal(clean, attacked)
+    places = (
+        layout(np.concatenate([clean[:n], attacked[:n]] if is_attacked else [clean[:n]]), n) if n >= LEAST else None
+    )
+    if places is None:
+        return {}
+    parts = {"clean": places[:n], "attacked": places[n:]} if is_attacked else {"clean": places}
+    facts = {f"{MAP}{name}.{axis}": tuple(part[:, k]) for name, part in parts.items() for k, axis in enumerate("xy")}
+    return {**facts, f"{MAP}neighbour": tuple(near[:n].astype(float))}
+
+
+def layout(codes: Codes, n: int) -> NDArray[np.float64] | None:
+    """Places (N, 2) of codes (N, D) in [-1, 1], to three decimals; None where the first `n` are all one, or not
+    all are finite.
+
+    t-SNE (van der Maaten and Hinton 2008, jmlr.org/papers/v9/vandermaaten08a.html) from the first two principal
+    components of the first `n`, so that maps of the same clean images under several attacks start alike. Its gradients
+    are exact: the usual approximation of them crashes the process where a number is not finite, and a defense may be
+    anybody's.
+    """
+    from sklearn.manifold import TSNE  # only few cells wait for it
+
+    points = codes - codes[:n].mean(axis=0)
+    spread = float(np.abs(points).max())
+    if not math.isfinite(spread) or not spread:
+        return None
+    points = points / spread
+    axes = np.linalg.svd(points[:n], full_matrices=False)[2][:2]
+    start = np.zeros((len(points), 2), np.float32)
+    start[:, : len(axes)] = points @ axes.T
+    if not start[:, 0].std():
+        return None
+    start *= 1e-4 / start[:, 0].std()
+    fit = TSNE(perplexity=min(30, n / 4), init=start, random_state=0, method="exact", max_iter=500)
+    laid = fit.fit_transform(points).astype(np.float64)
+    low, high = laid.min(axis=0), laid.max(axis=0)
+    places: NDArray[np.float64] = np.round((laid - (low + high) / 2) / ((high - low).max() / 2), 3)
+    return places
