@@ -68,13 +68,15 @@ def drawn(clean: Codes, attacked: Codes, near: NDArray[np.int64]) -> Mapping[str
     if places is None:
         return {}
     parts = {"clean": places[:n], "attacked": places[n:]} if is_attacked else {"clean": places}
-    facts = {f"{MAP}{name}.{axis}": tuple(part[:, k]) for name, part in parts.items() for k, axis in enumerate("xy")}
-    return {**facts, f"{MAP}neighbour": tuple(near[:n].astype(float))}
+    facts = {
+        f"{MAP}{name}.{axis}": tuple(part[:, k].tolist()) for name, part in parts.items() for k, axis in enumerate("xy")
+    }
+    return {**facts, f"{MAP}neighbour": tuple(near[:n].astype(float).tolist())}
 
 
 def layout(codes: Codes, n: int) -> NDArray[np.float64] | None:
-    """Places (N, 2) of codes (N, D) in [-1, 1], to three decimals; None where the first `n` are all one, or not
-    all are finite.
+    """Places (N, 2) of codes (N, D) in [-1, 1], to three decimals; None where all are one, or not all are
+    finite.
 
     t-SNE (van der Maaten and Hinton 2008, jmlr.org/papers/v9/vandermaaten08a.html) from the first two principal
     components of the first `n`, so that maps of the same clean images under several attacks start alike. Its gradients
@@ -83,11 +85,10 @@ def layout(codes: Codes, n: int) -> NDArray[np.float64] | None:
     """
     from sklearn.manifold import TSNE  # only few cells wait for it
 
-    points = codes - codes[:n].mean(axis=0)
-    spread = float(np.abs(points).max())
-    if not math.isfinite(spread) or not spread:
+    if not np.isfinite(codes).all():
         return None
-    points = points / spread
+    points = codes - codes[:n].mean(axis=0)
+    points = points / (np.abs(points).max() or 1)
     axes = np.linalg.svd(points[:n], full_matrices=False)[2][:2]
     start = np.zeros((len(points), 2), np.float32)
     start[:, : len(axes)] = points @ axes.T

@@ -131,21 +131,20 @@ def _draw(axes: matplotlib.axes.Axes, line: Line, scale: float) -> None:
 
 @lru_cache(maxsize=256)
 def map_chart(name: str, title: str, clean: tuple[Mark, ...], attacked: tuple[Mark, ...]) -> Chart:
-    """Clean images as dots in the colour of their class, attacked ones as its number in the same colour, and in the
-    middle of the clean images of a class its number, large: who does not tell the colours apart reads the numbers."""
+    """Clean images as dots in the colour of their class, attacked ones as its number in the same colour, and where
+    the clean images of a class are densest its number, large: who does not tell the colours apart reads the numbers."""
     with matplotlib.style.context(["default", _SVG_OPTIONS]):
         figure = Figure(figsize=(3.4, 3.4))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.03, 0.03, 0.94, 0.94))
         axes.set_axis_off()
         axes.set(xlim=(-1, 1), ylim=(-1, 1))
-        for marks, size in ((clean, 5.0 if attacked else 6.5), (attacked, 6.5)):
+        for marks, size in ((clean, 3.4 if attacked else 5.5), (attacked, 6.5)):
             for label in sorted({mark.label for mark in marks}):
                 at = [(mark.x, mark.y) for mark in marks if mark.label == label]
                 axes.plot(
                     *zip(*at, strict=True), linestyle="none", marker="o" if marks is clean else f"${label:d}$",
-                    markersize=size, markeredgewidth=0, color=f"#0002{1 + label % CLASSES:02d}",
-                    alpha=0.5 if attacked and marks is clean else 1, clip_on=False,
+                    markersize=size, markeredgewidth=0, color=f"#0002{1 + label % CLASSES:02d}", clip_on=False,
                 )  # fmt: skip
         for one in _named(clean):
             axes.text(one.x, one.y, f"{one.label:d}", color=_LABEL, fontsize=15, ha="center", va="center")
@@ -155,14 +154,15 @@ def map_chart(name: str, title: str, clean: tuple[Mark, ...], attacked: tuple[Ma
 
 
 def _named(marks: Sequence[Mark]) -> list[Mark]:
-    """One mark of each class, at which its number is written: the nearest to all others of the class that is not where
-    another class's number is, if there is one."""
+    """One mark of each class, at which its number is written: where the class is densest, but not on another class's
+    number if a third of its marks leaves a choice."""
     chosen: list[Mark] = []
     for label in sorted({mark.label for mark in marks}):
         own = [mark for mark in marks if mark.label == label]
-        own.sort(key=lambda one: sum(_apart(one, mark) for mark in own))
-        free = (one for one in own if all(_apart(one, other) > 0.15 for other in chosen))
-        chosen.append(next(free, own[0]))
+        half, third = (len(own) + 1) // 2, (len(own) + 2) // 3
+        dense = sorted(own, key=lambda one: sum(sorted(_apart(one, mark) for mark in own)[:half]))[:third]
+        free = (one for one in dense if all(_apart(one, other) > 0.12 for other in chosen))
+        chosen.append(next(free, dense[0]))
     return chosen
 
 
