@@ -33,11 +33,11 @@ def facts(
 
     `clean` and `attacked` are (N, C, H, W), `labels` and `correct` (N,). `silhouette` (Rousseeuw 1987) in [-1, 1] says
     how far apart the codes of the attacked images lie by their labels: near 1, classes are tight and separate.
-    `codes_moved` is the median distance that they moved, `codes_astray` the share of attacked images whose nearest
-    clean code is of another class, and the map is drawn `with_map` alone: bench.latent_map. A copy of the defense is
-    asked, so that nothing it does here reaches its classifier, its weights or what it answers later; one in a process
-    of its own is asked in another one. What cannot be computed, or cannot be kept, is said and left out: no cell fails
-    by it.
+    `codes_moved` is the median distance that they moved, `codes_astray` the share of the first images whose
+    nearest clean code is of another class, and the map is drawn `with_map` alone: bench.latent_map. A copy of the
+    defense is asked, so that nothing it does here reaches its classifier, its weights or what it answers later; one in
+    a process of its own is asked in another one. What cannot be computed, or cannot be kept, is said and left out: no
+    cell fails by it.
     """
     found: dict[str, Fact] = {}
     has_codes = has_door(defense, "encode") and 1 < len(set(labels.tolist())) < len(labels)
@@ -50,10 +50,10 @@ def facts(
                 codes, classes = _codes(asked, attacked), labels.cpu().numpy()
                 found["silhouette"] = float(silhouette_score(codes.cpu().numpy(), classes))
                 before = codes if torch.equal(clean, attacked) else _codes(asked, clean)
-                pair = before.double().cpu().numpy(), codes.double().cpu().numpy()
+                pair = before.float().cpu().numpy(), codes.float().cpu().numpy()
                 found["codes_moved"] = latent_map.moved(*pair, classes)
                 near = latent_map.neighbours(*pair, classes)
-                found["codes_astray"] = float((near != classes).mean())
+                found["codes_astray"] = float((near != classes[: len(near)]).mean())
                 found |= latent_map.drawn(*pair, near) if with_map else {}
             found = {**_checked(asked.facts(clean, attacked, correct)), **found}
         except (Exception, SystemExit) as problem:  # whatever a defense raises here

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from bench.protocol import Protocol
 from bench.record import MAP
 
-MOST, LEAST = 200, 20  # images of a map: it shows the cell's first ones
+MOST, LEAST = 200, 20  # images whose neighbours are looked for and that are mapped: the cell's first ones
 TRACKS = ("gray_box", "white_box", "latent", "rejection")  # whose attackers know a model and follow its gradient
-Codes = NDArray[np.float64]  # (N, D)
+Codes = NDArray[np.floating]  # (N, D)
 
 
 def mapped(protocol: Protocol) -> frozenset[str]:
@@ -39,20 +39,23 @@ def moved(clean: Codes, attacked: Codes, labels: NDArray[np.int64]) -> float:
     """The median distance from an image's code to that of the same image attacked, in units of the root mean square
     distance of two clean codes of one class: at 1 it is as far as another image of the class lies. Not finite where no
     class has two different codes."""
-    squares, pairs = 0.0, 0
-    for label in np.unique(labels):
-        members = clean[labels == label]
+    squares, pairs, distances = 0.0, 0, np.zeros(len(labels))
+    for label in np.unique(labels):  # class by class, so that no large cell is held in double precision
+        rows = labels == label
+        members = clean[rows].astype(np.float64)
+        distances[rows] = np.linalg.norm(attacked[rows] - members, axis=1)
         squares += len(members) * float(((members - members.mean(axis=0)) ** 2).sum())  # over all pairs of the class
         pairs += len(members) * (len(members) - 1) // 2
     apart = math.sqrt(squares / pairs) if pairs else 0.0
-    return float(np.median(np.linalg.norm(attacked - clean, axis=1))) / apart if apart else math.nan
+    return float(np.median(distances)) / apart if apart else math.nan
 
 
 def neighbours(clean: Codes, attacked: Codes, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The class (N,) of the clean image whose code lies nearest to that of each attacked image, its own left out."""
+    """For the first MOST images, the class of the one whose clean code lies nearest to each's attacked code, among
+    these and its own left out: (N,) or (MOST,)."""
     from sklearn.metrics import pairwise_distances
 
-    apart = pairwise_distances(attacked, clean)  # (N, N)
+    apart = pairwise_distances(attacked[:MOST].astype(np.float64), clean[:MOST].astype(np.float64))
     np.fill_diagonal(apart, np.inf)
     nearest: NDArray[np.int64] = labels[apart.argmin(axis=1)]
     return nearest
@@ -61,22 +64,21 @@ def neighbours(clean: Codes, attacked: Codes, labels: NDArray[np.int64]) -> NDAr
 def drawn(clean: Codes, attacked: Codes, near: NDArray[np.int64]) -> Mapping[str, tuple[float, ...]]:
     """The facts that hold the map of a cell's first MOST images: where they lie clean and attacked, and the class that
     each is `near` to. None for fewer than LEAST images, or for codes that cannot be laid out."""
-    n, is_attacked = min(len(clean), MOST), not np.array_equal(clean, attacked)
-    places = (
-        layout(np.concatenate([clean[:n], attacked[:n]] if is_attacked else [clean[:n]]), n) if n >= LEAST else None
-    )
+    n, parts = min(len(clean), MOST), {"clean": clean[:MOST]}
+    if not np.array_equal(clean, attacked):
+        parts["attacked"] = attacked[:MOST]
+    places = layout(np.concatenate(list(parts.values())).astype(np.float64), n) if n >= LEAST else None
     if places is None:
         return {}
-    parts = {"clean": places[:n], "attacked": places[n:]} if is_attacked else {"clean": places}
-    facts = {
-        f"{MAP}{name}.{axis}": tuple(part[:, k].tolist()) for name, part in parts.items() for k, axis in enumerate("xy")
-    }
-    return {**facts, f"{MAP}neighbour": tuple(near[:n].astype(float).tolist())}
+    facts = {f"{MAP}neighbour": tuple(near[:n].astype(float).tolist())}
+    for name, part in zip(parts, np.split(places, len(parts)), strict=True):
+        facts |= {f"{MAP}{name}.{axis}": tuple(part[:, k].tolist()) for k, axis in enumerate("xy")}
+    return facts
 
 
-def layout(codes: Codes, n: int) -> NDArray[np.float64] | None:
-    """Places (N, 2) of codes (N, D) in [-1, 1], to three decimals; None where all are one, or not all are
-    finite.
+def layout(codes: NDArray[np.float64], n: int) -> NDArray[np.float64] | None:
+    """Places (N, 2) of codes (N, D) in [-1, 1], to three decimals; None where all are one, or not all
+    are finite.
 
     t-SNE (van der Maaten and Hinton 2008, jmlr.org/papers/v9/vandermaaten08a.html) from the first two principal
     components of the first `n`, so that maps of the same clean images under several attacks start alike. Its gradients

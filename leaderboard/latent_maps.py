@@ -58,7 +58,7 @@ def latent_maps(row: Row, name: str) -> tuple[LatentMap, ...]:
 
 def neighbours(labels: Sequence[int], near: Sequence[float]) -> Neighbours | None:
     """Counts images of the classes `labels` by the class that each lies `near` to; None where these do not fit."""
-    if len(labels) != len(near) or not labels:
+    if len(labels) != len(near) or not labels or not all(0 <= other < 1000 for other in near):
         return None
     astray = Counter((label, int(other)) for label, other in zip(labels, near, strict=True) if label != int(other))
     if not astray:

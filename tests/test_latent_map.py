@@ -58,6 +58,12 @@ def test_the_nearest_clean_code_is_another_images():
     assert latent_map.neighbours(clean, clean[[3, 2, 1, 0]], labels).tolist() == [6, 5, 4, 3]
 
 
+def test_a_large_cell_is_searched_among_its_first_images(monkeypatch):
+    monkeypatch.setattr(latent_map, "MOST", 3)
+    clean, labels = np.array([[0.0], [5], [9], [0.1]]), np.array([3, 4, 5, 6])
+    assert latent_map.neighbours(clean, clean, labels).tolist() == [4, 5, 4], "and not next to the last"
+
+
 def test_codes_by_class_give_one_group_a_class_and_attacked_ones_lie_where_they_went():
     clean = one_hot(LABELS)
     attacked = clean[(np.arange(40) + 1) % 40] + 0.001  # each becomes the next class

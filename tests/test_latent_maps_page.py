@@ -80,7 +80,7 @@ def test_a_map_that_does_not_fit_is_left_out(page, odd):
     assert HEADING not in text_of(page({}, fake_records.map_facts(10) | odd))
 
 
-@pytest.mark.parametrize("near", [(1.0,) * 9, 0.5])
+@pytest.mark.parametrize("near", [(1.0,) * 9, 0.5, (-1.0,) * 10, (1e300,) * 10])
 def test_neighbours_that_do_not_fit_are_left_out(page, near):
     text = text_of(page({}, fake_records.map_facts(10) | {"map.neighbour": near}))
     assert HEADING in text and "The nearest clean code" not in text and "10 – 0.75" in text
