@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from bench import attacks, device, draws, seeds, substitutes, surrogate, threat, training
+from bench import attacks, device, draws, latent_map, seeds, substitutes, surrogate, threat, training
 from bench.attacks import losses
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
@@ -264,7 +264,10 @@ def _facts(
     clean = examples.clean
     if ATTACKS[work.spec.attack].may_change_class and examples.judge is not None:
         told |= {f"{TOLD}{name}": share for name, share in examples.judge(shown, clean.labels[rows]).items()}
-    own = facts(work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress)
+    own = facts(
+        work.subject.defense, clean.images[rows], shown, clean.labels[rows], correct, progress,
+        with_map=work.spec.slug in latent_map.mapped(work.protocol),
+    )  # fmt: skip
     return {**{name: float(f"{mean:.6g}") for name, mean in told.items() if np.isfinite(mean)}, **own}
 
 

@@ -28,6 +28,7 @@ from bench.protocol import AttackSpec, Budget, Route, Track
 
 SEAL = "seal.json"  # beside the records of a finished run: bench.seal
 TOLD = "attack."  # begins the names of the facts that the attack tells, not the defense
+MAP = "map."  # begins the names of facts that draw a map of the codes: bench.latent_map
 EXHIBITS = 8  # the first images of every cell are kept as pictures: clean, attacked, purified
 
 

@@ -11,6 +11,8 @@ from leaderboard.tables import Row
 
 WORDS = {
     "silhouette": "silhouette of the codes by class",
+    "codes_moved": "distance that a code moves, median",
+    "codes_astray": "nearest clean code of another class, share",
     "bit_flips": "bits flipped, mean share",
     "bit_flips_under_6_percent": "images with under 6 % of bits flipped, share",
     "local_lipschitz": "largest local Lipschitz constant of the encoder",

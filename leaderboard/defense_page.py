@@ -11,6 +11,7 @@ from leaderboard.breakers import breakers
 from leaderboard.claims import claim_lines
 from leaderboard.codes import codes
 from leaderboard.counterparts import DEFENSES
+from leaderboard.latent_maps import latent_maps
 from leaderboard.paper_tables import PaperTable
 from leaderboard.tables import Board, Row
 from leaderboard.told import told
@@ -72,6 +73,7 @@ def _section(row: Row, board: Board, name: str, submission: Submission | None) -
         "claims": claim_lines(row, submission.claims if submission else ()),
         "codes": codes(row),
         "told": told(row),
+        "maps": latent_maps(row, f"{name}m"),
         "refusals": refusals.of_row(row),
         "risk": refusals.risk_coverage(row, f"{name}r"),
         "distortions": views.distortions(row),

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that follows the page: text in `currentColor`, series in CSS variables, no background.
+"""Line charts and maps as inline SVG that follows the page: text in `currentColor`, series in CSS variables.
 
 matplotlib draws with marker colours that are then replaced, so that one file serves light and dark. Legends are HTML
 beside the figure (they wrap on a phone, and names from records never pass through matplotlib's math parser).
@@ -7,6 +7,7 @@ beside the figure (they wrap on a phone, and names from records never pass throu
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 
 SERIES = 7  # colours there are for series: --s1 to --s7 in site.css
 BASELINE_COLOUR = 8  # --s8, a grey for what others are compared with
-_INK, _GRID = "#000101", "#000102"
+CLASSES = 10  # colours there are for classes: --s1 to --s10
+_INK, _GRID, _LABEL = "#000101", "#000102", "#000103"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _DASHES = ("", "7 3", "2 2.5", "8 3 2 3")
 _SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "purifybench", "path.simplify": False}
@@ -56,6 +58,15 @@ class Chart:
     svg: str
     title: str
     lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An image on a map, at `x` and `y` in [-1, 1], of class `label`."""
+
+    x: float
+    y: float
+    label: int
 
 
 def accuracy_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
@@ -118,6 +129,54 @@ def _draw(axes: matplotlib.axes.Axes, line: Line, scale: float) -> None:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=256)
+def map_chart(name: str, title: str, clean: tuple[Mark, ...], attacked: tuple[Mark, ...]) -> Chart:
+    """Clean images as dots in the colour of their class, attacked ones as its number in the same colour, and where
+    the clean images of a class are densest its number, large: who does not tell the colours apart reads the numbers."""
+    with matplotlib.style.context(["default", _SVG_OPTIONS]):
+        figure = Figure(figsize=(3.4, 3.4))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0.03, 0.03, 0.94, 0.94))
+        axes.set_axis_off()
+        axes.set(xlim=(-1, 1), ylim=(-1, 1))
+        for marks, size in ((clean, 3.4 if attacked else 5.5), (attacked, 6.5)):
+            for label in sorted({mark.label for mark in marks}):
+                at = [(mark.x, mark.y) for mark in marks if mark.label == label]
+                axes.plot(
+                    *zip(*at, strict=True), linestyle="none", marker="o" if marks is clean else f"${label:d}$",
+                    markersize=size, markeredgewidth=0, color=f"#0002{1 + label % CLASSES:02d}", clip_on=False,
+                )  # fmt: skip
+        for one in _named(clean):
+            axes.text(one.x, one.y, f"{one.label:d}", color=_LABEL, fontsize=15, ha="center", va="center")
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata=_METADATA)
+    return Chart(_brief(_inline(target.getvalue(), name)), title, ())
+
+
+def _named(marks: Sequence[Mark]) -> list[Mark]:
+    """One mark of each class, at which its number is written: where the class is densest, but not on another class's
+    number if a third of its marks leaves a choice."""
+    chosen: list[Mark] = []
+    for label in sorted({mark.label for mark in marks}):
+        own = [mark for mark in marks if mark.label == label]
+        half, third = (len(own) + 1) // 2, (len(own) + 2) // 3
+        dense = sorted(own, key=lambda one: sum(sorted(_apart(one, mark) for mark in own)[:half]))[:third]
+        free = (one for one in dense if all(_apart(one, other) > 0.12 for other in chosen))
+        chosen.append(next(free, dense[0]))
+    return chosen
+
+
+def _apart(one: Mark, other: Mark) -> float:
+    return math.hypot(one.x - other.x, one.y - other.y)
+
+
+def _brief(svg: str) -> str:
+    """A map's SVG at a third of its size: each group's style is said once, and places to a tenth of a point."""
+    svg = re.sub(r'<g>\s*(<use [^>]*?) (style="[^"]*")/>', r"<g \2>\1/>", svg)
+    svg = re.sub(r'(<use [^>]*?) style="[^"]*"/>\s*', r"\1/>", svg)
+    return re.sub(r'(?<= [xy]=")-?\d+\.\d+', lambda number: f"{float(number[0]):.1f}", svg)
+
+
 def _inline(svg: str, name: str) -> str:
     """The `<svg>` element by itself: no prolog, no metadata, unique ids, colours that follow the page."""
     svg = svg[svg.index("<svg") :]
@@ -125,6 +184,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", svg)
     svg = re.sub(r"#0002(\d\d)", lambda found: f"var(--s{int(found[1])})", svg)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
+    svg = svg.replace(_LABEL, "currentColor; paint-order: stroke; stroke: var(--page); stroke-width: 4px")
     svg = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", svg)
     svg = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     return svg.strip()

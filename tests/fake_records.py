@@ -67,6 +67,18 @@ def outcomes(
     )
 
 
+def map_facts(n: int, *, attacked: bool = True, near: Sequence[float] = ()) -> dict[str, Any]:
+    """The facts of a map of the first n images: clean ones on a ring, attacked ones on a smaller one."""
+    turns = 2 * np.pi * np.arange(n) / n
+    rings = {"clean": 1.0, "attacked": 0.5} if attacked else {"clean": 1.0}
+    places = {name: np.round([np.cos(turns) * size, np.sin(turns) * size], 3) for name, size in rings.items()}
+    facts: dict[str, Any] = {"silhouette": 0.125, "codes_moved": 0.75 if attacked else 0.0, "codes_astray": 0.4}
+    facts |= {
+        f"map.{name}.{axis}": tuple(two[k].tolist()) for name, two in places.items() for k, axis in enumerate("xy")
+    }
+    return facts | {"map.neighbour": tuple(near) or (3.0,) * n}
+
+
 def _where(mask: Mask, values: np.ndarray, blank: float) -> np.ndarray:
     return np.where(mask, values, blank).astype(np.float32)
 

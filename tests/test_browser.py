@@ -29,7 +29,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with three complete defenses, an incomplete one, a warned one, a long title and a limited board, which
-    also has a costly random defense that fails. One defense has claims, and a break of an author with a long name."""
+    also has a costly random defense that fails. One defense has maps of its codes, one has claims, and a break of an
+    author with a long name."""
     folder = tmp_path_factory.mktemp("site")
     store = Store(folder / "records")
     own = folder / "submissions" / "identity_vae"
@@ -42,6 +43,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_records.save(store, QUICK, ["identity", "identity_vae"])
     long = fake_records.card("kmeans", title="Averyverylongtitlewithoutanyplacetobreak" * 2, summary="word " * 60)
     fake_records.save(store, QUICK, ["kmeans"], card=long)
+    by_slug = {spec.slug: spec for spec in QUICK.attacks}
+    for slug, attacked in (("clean.none", False), ("gray_box.pgd.linf-0.3", True)):
+        spec, drawn = by_slug[slug], fake_records.map_facts(30, attacked=attacked)
+        store.save(fake_records.cell(QUICK, "identity", spec, facts=drawn))
     fake_records.save(store, QUICK, ["torn"], skip=["gray_box.fgsm.linf-0.1"])
     fake_records.save(store, QUICK.limited(20), ["identity"])
     costly = {"card": fake_records.card("slow", stochastic=True), "budget": "search", "units": 5000.0}
@@ -176,7 +181,9 @@ def test_a_theme_is_chosen_kept_and_left_to_the_system(visit: Any) -> None:
 def test_no_page_breaks_a_serious_rule_of_accessibility(visit: Any, site: Path) -> None:
     module = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     script = (Path(module.__file__).parent / "axe.min.js").read_text()
-    for path in one_page_a_template(site):
+    looked_at = one_page_a_template(site)
+    assert any("Where its codes lie" in (site / path).read_text() for path in looked_at)
+    for path in looked_at:
         page = visit(path)
         page.evaluate(f"{script}; 0")
         found = page.evaluate(

@@ -15,6 +15,7 @@ from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
 
 LABELS = torch.arange(20) % 2
+OF_CODES = {"silhouette", "codes_moved", "codes_astray"}
 
 
 class Codes(Fake):
@@ -65,7 +66,7 @@ def test_without_codes_there_is_nothing():
 def test_what_is_no_number_is_left_out(value, said, monkeypatch):
     progress = Loud()
     monkeypatch.setattr(Codes, "facts", lambda self, *given: {"odd": value})
-    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    assert set(of(Codes, images(1.0), progress)) == OF_CODES
     assert said in "".join(progress.said) and bool(said) == bool(progress.said)
 
 
@@ -82,6 +83,7 @@ HOSTILE = {
     "nested": {"f": ((1.0,),)},
     "no number": {"f": None},
     "no mapping": [("f", 1.0)],
+    "a map of its own": {"map.clean.x": (0.5,) * 20},
     "a number that is too large": {"f": 10**400},
 }
 
@@ -90,21 +92,22 @@ HOSTILE = {
 def test_facts_that_a_record_cannot_hold_are_refused_in_one_line(what, monkeypatch):
     progress = Loud()
     monkeypatch.setattr(Codes, "facts", lambda self, *given: HOSTILE[what])
-    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    assert set(of(Codes, images(1.0), progress)) == OF_CODES
     (said,) = progress.said
     assert said.startswith("Codes gives no facts: ") and said.isprintable()
 
 
 def test_the_silhouette_is_the_harnesss_own(monkeypatch):
     monkeypatch.setattr(Codes, "facts", lambda self, *given: {"silhouette": 0.5, "mine": 1})
-    assert of(Codes, images(1.0)) == {"silhouette": of(Codes, images(1.0))["silhouette"], "mine": 1.0}
-    assert of(Codes, images(1.0))["silhouette"] > 0.98
+    found = of(Codes, images(1.0))
+    assert set(found) == {*OF_CODES, "mine"} and found["mine"] == 1.0
+    assert found["silhouette"] > 0.98
 
 
 def test_a_defense_that_ends_the_process_ends_nothing(monkeypatch):
     progress = Loud()
     monkeypatch.setattr(Codes, "facts", lambda self, *given: sys.exit(3))
-    assert set(of(Codes, images(1.0), progress)) == {"silhouette"}
+    assert set(of(Codes, images(1.0), progress)) == OF_CODES
     assert progress.said == ["Codes gives no facts: SystemExit: 3"]
 
 
@@ -127,8 +130,29 @@ def test_what_a_defense_does_meanwhile_reaches_neither_its_classifier_nor_its_an
     assert not hasattr(defense, "seen") and torch.equal(torch.get_rng_state(), drawn)
 
 
+def test_codes_are_told_from_where_the_clean_images_have_theirs():
+    clean, labels = images(1.0), LABELS
+    found = facts(Codes(nn.Flatten()), clean, 1 - clean, labels, torch.ones(20), Progress())
+    assert found["codes_astray"] == 1.0 and found["codes_moved"] > 30
+    still = of(Codes, clean)
+    assert still["codes_astray"] == 0.0 and still["codes_moved"] == 0.0
+
+
+def test_a_map_is_drawn_where_it_is_asked_for():
+    found = facts(Codes(nn.Flatten()), images(1.0), images(0.5), LABELS, torch.ones(20), Progress(), with_map=True)
+    parts = ("clean.x", "clean.y", "attacked.x", "attacked.y", "neighbour")
+    assert {name for name in found if name.startswith("map.")} == {f"map.{part}" for part in parts}
+    assert all(len(found[f"map.{part}"]) == 20 for part in parts)
+    clean = facts(Codes(nn.Flatten()), images(1.0), images(1.0), LABELS, torch.ones(20), Progress(), with_map=True)
+    assert {name for name in clean if name.startswith("map.")} == {"map.clean.x", "map.clean.y", "map.neighbour"}
+
+
 @pytest.mark.usefixtures("trained_home")
 def test_records_hold_them_whole_cells_only(tmp_path):
+    class Pixels(Codes):
+        def encode(self, images: Tensor) -> Tensor:
+            return images
+
     class Broken(Codes):
         def encode(self, images: Tensor) -> Tensor:
             raise RuntimeError("no codes today")
@@ -140,11 +164,13 @@ def test_records_hold_them_whole_cells_only(tmp_path):
         AttackSpec("none", "clean"), AttackSpec("fgsm", "gray_box", "linf", 0.1),
         AttackSpec("fgsm", "white_box", "linf", 0.2, (), "autograd", cascade=True),
     )  # fmt: skip
-    chosen = Protocol("tiny", "digits", 32, specs, (0.1,))
-    whole = evaluate(Codes, chosen, records=tmp_path, contract=False)
+    chosen = Protocol("tiny", "digits", 32, specs, (0.1,), headline_radii=(0.1,))
+    whole = evaluate(Pixels, chosen, records=tmp_path, contract=False)
     cells = {cell.record.attack + cell.record.track: cell.record for cell in whole}
     assert cells["noneclean"].facts["seen"] == 32 and cells["noneclean"].facts["histogram"][0] == 1.0
     assert cells["fgsmgray_box"].facts["histogram"][0] < 1.0
     assert cells["fgsmwhite_box"].facts == {}
+    assert len(cells["noneclean"].facts["map.clean.x"]) == len(cells["fgsmgray_box"].facts["map.attacked.y"]) == 32
+    assert cells["fgsmgray_box"].facts["codes_moved"] > cells["noneclean"].facts["codes_moved"] == 0
     broken = evaluate(Broken, chosen, records=tmp_path / "broken", contract=False)
     assert all(cell.record.status == "ok" and cell.record.facts == {} for cell in broken)

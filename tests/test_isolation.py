@@ -163,7 +163,8 @@ def test_facts_are_those_of_the_same_class_here_from_a_process_that_ends_with_th
         told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
         told.append(facts(defense, images(16), images(16) * 0.5, labels, correct, Progress()))
     hostile.ASKED.clear()
-    assert set(told[0]) == {"silhouette", "moved", "right", "drawn", "asked"} and told[0]["moved"] > 0
+    of_codes = {"silhouette", "codes_moved", "codes_astray"}
+    assert set(told[0]) == {*of_codes, "moved", "right", "drawn", "asked"} and told[0]["moved"] > 0
     assert told[0] == told[2] == told[3], "what the child heard is not known to the next one"
     assert told[1]["asked"] == 2
 
@@ -175,7 +176,7 @@ def test_facts_that_are_none_are_left_out_and_harm_no_cell(act, said, tells, cla
     listening = Progress()
     listening.say = heard.append
     found = facts(defense, images(16), images(16), torch.arange(16) % 3, torch.ones(16), listening)
-    assert set(found) == {"silhouette"} and len(heard) == 1 and said in heard[0]
+    assert set(found) == {"silhouette", "codes_moved", "codes_astray"} and len(heard) == 1 and said in heard[0]
     assert torch.equal(purify(tells(classifier)), before) and tells.channel.failures == 0
 
 
