@@ -127,8 +127,8 @@ def in_ball(
     """The image of the ball whose code is nearest to that of a target image (Kos et al.'s latent attack, `goal`
     "distance"), or whose reconstruction is ("vae_loss", their L_VAE attack).
 
-    Steepest descent from the clean image, in steps that shrink evenly from `eps` to `eps` / `steps`; the lowest value
-    after any step is kept. With `steps=1` that is the paper's form, one step as FGSM makes it.
+    Steepest descent from the clean image: one step of `eps`, then shorter ones that shrink evenly from `eps` / 2; the
+    lowest value after any step is kept. With `steps=1` that is the paper's form, one step as FGSM makes it.
 
     Each image is aimed at `targets` of the first `known` images that the attacker has, one of each other class: those
     with the nearest codes, or random ones (`choice`). The whole defense is asked about the clean image and about what
@@ -151,7 +151,7 @@ def in_ball(
                 lower = (value < lowest) | (step == 1)
                 best, lowest = where(lower, current, best), torch.where(lower, value, lowest)
             if step < steps:
-                size = torch.full_like(value, eps * (1 - step / steps))
+                size = torch.full_like(value, eps * (1 if step == 0 else 0.5 * (1 - step / steps)))
                 current = ball.project(ball.step(current, -gradient, size), centre, eps)
         return best, torch.stack(curve)
 
