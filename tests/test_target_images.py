@@ -190,6 +190,7 @@ def test_the_vae_loss_is_the_negative_evidence_bound():
     error = nn.functional.binary_cross_entropy(model.decode(seen.codes), target, reduction="none").flatten(1).sum(dim=1)
     prior = kl_divergence(Normal(seen.codes, (0.5 * seen.log_variance).exp()), Normal(0.0, 1.0)).sum(dim=1)
     assert torch.allclose(target_images.vae_loss(model, seen, target), error + prior, rtol=1e-3)
+    assert torch.allclose(target_images.vae_loss(model, seen, target, 0.25), error + prior / 4, rtol=1e-3)
     plain = Seen(images, seen.codes, None)
     assert torch.allclose(target_images.vae_loss(model, plain, target), error, rtol=1e-3)
 
@@ -335,6 +336,7 @@ def test_random_targets_are_the_image_s_own(images):
     "wrong, said",
     [
         ({"steps": 0}, "need"), ({"eps": -1.0}, "need"), ({"constant": -1.0}, "need"), ({"targets": 0}, "need"),
+        ({"kl_weight": -1.0}, "need"),
         ({"known": 1}, "at least two classes"), ({"choice": "near"}, "did you mean nearest"),
         ({"goal": "distanc"}, "did you mean distance"),
     ],

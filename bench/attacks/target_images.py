@@ -77,27 +77,33 @@ MEASURES: Mapping[str, Callable[[Seen, Seen], Tensor]] = MappingProxyType(
 GOALS = (*MEASURES, "vae_loss")
 
 
-def vae_loss(model: ThroughCodes, seen: Seen, target: Tensor) -> Tensor:
+def vae_loss(model: ThroughCodes, seen: Seen, target: Tensor, kl_weight: float = 1.0) -> Tensor:
     """The loss of a VAE that is to draw the images `target`, (N,): their cross-entropy against the reconstruction, and
-    the divergence of the posterior from the prior N(0, I), both summed; without a posterior, the first alone.
+    `kl_weight` times the divergence of the posterior from the prior N(0, I), both summed; without a posterior, the
+    first alone.
 
     The posterior's mean is decoded, where training draws from it.
     """
     drawn = SOFTENING + (1 - 2 * SOFTENING) * model.decode(seen.codes)
     error = -(target * drawn.log() + (1 - target) * (1 - drawn).log()).flatten(1).sum(dim=1)
-    if seen.log_variance is None:
+    if seen.log_variance is None or kl_weight == 0:
         return error
-    return error + 0.5 * (seen.log_variance.exp() + seen.codes.square() - 1 - seen.log_variance).sum(dim=1)
+    prior = 0.5 * (seen.log_variance.exp() + seen.codes.square() - 1 - seen.log_variance).sum(dim=1)
+    return error + kl_weight * prior
 
 
-def _goal(model: ThroughCodes, name: str, target: Seen) -> Callable[[Tensor], Tensor]:
+def _goal(model: ThroughCodes, name: str, kl_weight: float, target: Seen) -> Callable[[Tensor], Tensor]:
     """What is minimised, (N,), as a function of images: how far they are from `target`."""
     if name not in GOALS:
         raise unknown("goal", name, GOALS)
+    if not kl_weight >= 0:
+        raise ValueError(f"attacks towards an image need kl_weight >= 0, got {kl_weight}")
 
     def value(images: Tensor) -> Tensor:
         seen = Seen.by(model, images)
-        return vae_loss(model, seen, target.images) if name == "vae_loss" else MEASURES[name](seen, target)
+        if name == "vae_loss":
+            return vae_loss(model, seen, target.images, kl_weight)
+        return MEASURES[name](seen, target)
 
     return value
 
@@ -117,6 +123,7 @@ def in_ball(
     eps: float,
     draws: ImageDraws,
     goal: str = "distance",
+    kl_weight: float = 1.0,
     norm: str = "linf",
     steps: int = 40,
     targets: int = 3,
@@ -125,7 +132,8 @@ def in_ball(
     stop_when_broken: bool = False,
 ) -> Attacked:
     """The image of the ball whose code is nearest to that of a target image (Kos et al.'s latent attack, `goal`
-    "distance"), or whose reconstruction is ("vae_loss", their L_VAE attack).
+    "distance"), or whose reconstruction is ("vae_loss", their L_VAE attack, in which the prior counts `kl_weight`: a
+    defense that was trained without it has codes far from the prior, and 0 looks at the reconstruction alone).
 
     Steepest descent from the clean image: one step of `eps`, then shorter ones that shrink evenly from `eps` / 2; the
     lowest value after any step is kept. With `steps=1` that is the paper's form, one step as FGSM makes it.
@@ -156,8 +164,8 @@ def in_ball(
         return best, torch.stack(curve)
 
     return _each_target(
-        model, images, labels, draws, partial(_goal, model, goal), search, steps=steps, targets=targets, choice=choice,
-        known=known, stop_when_broken=stop_when_broken, keeps_wrong=True,
+        model, images, labels, draws, partial(_goal, model, goal, kl_weight), search, steps=steps, targets=targets,
+        choice=choice, known=known, stop_when_broken=stop_when_broken, keeps_wrong=True,
     )  # fmt: skip
 
 
@@ -168,6 +176,7 @@ def penalised(
     *,
     draws: ImageDraws,
     goal: str = "divergence",
+    kl_weight: float = 1.0,
     constant: float = 1.0,
     steps: int = 100,
     targets: int = 1,
@@ -200,8 +209,8 @@ def penalised(
         return minimise(partial(look, priced), centre, steps)
 
     return _each_target(
-        model, images, labels, draws, partial(_goal, model, goal), search, steps=steps, targets=targets, choice=choice,
-        known=known, stop_when_broken=False, keeps_wrong=False,
+        model, images, labels, draws, partial(_goal, model, goal, kl_weight), search, steps=steps, targets=targets,
+        choice=choice, known=known, stop_when_broken=False, keeps_wrong=False,
     )  # fmt: skip
 
 
