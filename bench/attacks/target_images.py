@@ -228,7 +228,7 @@ class _Look:
         with torch.set_grad_enabled(not last):
             looked = images.detach().requires_grad_(not last)
             value = objective(looked)
-        gradient, value = gradient_of(value, looked), value.detach()
+            gradient, value = gradient_of(value, looked), value.detach()
         if not last:  # a search that has arrived needs no gradient
             everyone = torch.arange(len(images), device=images.device)
             self.watch.note(everyone, self.broken, is_blocked(gradient) & ~(value == 0))
