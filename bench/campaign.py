@@ -682,8 +682,10 @@ def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = Fa
     forward = backward = 0
     for spec in specs:
         ahead, back = _cost(spec)
-        rows = spec.eot(stochastic=stochastic) * min(asked.n_examples, spec.n_examples or asked.n_examples)
-        forward, backward = forward + ahead * rows, backward + back * rows
+        images = min(asked.n_examples, spec.n_examples or asked.n_examples)
+        rows = spec.eot(stochastic=stochastic) * images
+        once = ATTACKS[spec.attack].once(**dict(spec.params)) * -(-images // device.CHUNK_CPU)
+        forward, backward = forward + ahead * rows + once, backward + back * rows
     return forward, backward
 
 

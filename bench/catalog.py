@@ -50,7 +50,9 @@ class AttackInfo:
     optional methods of the contract is not applicable to a defense without all of them; one `through_codes` is given
     the encoder and the decoder beside the logits (bench.threat.through_codes). Of one that `may_change_class`, having
     no small ball, records also tell how many images no longer show their label (bench.class_change). One that makes
-    `new_images` leaves the clean ones behind: what it makes has no true class.
+    `new_images` leaves the clean ones behind: what it makes has no true class. One `towards_image` wants an image to be
+    taken for another one and does not look at the loss of a classifier: that it fools even a linear one is not in its
+    hands. `once` maps the parameters to the rows that a call sends forward whatever the number of its images.
     """
 
     function: str
@@ -67,6 +69,8 @@ class AttackInfo:
     through_codes: bool = False
     may_change_class: bool = False
     new_images: bool = False
+    towards_image: bool = False
+    once: Callable[..., int] = lambda **_: 0
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -138,6 +142,29 @@ def _carlini_wagner(searches: int = 9, steps: int = 100, **other: object) -> tup
     """A look at the clean image, after each step of each search but without a gradient after its last, and at the
     result."""
     return 2 + searches * steps, 1 + searches * (steps - 1)
+
+
+def _target_image(default_steps: int, default_targets: int, default_goal: str) -> Callable[..., tuple[int, int]]:
+    """A look at the clean image, its code and its reconstruction; then for each target its own two, a look at the code,
+    for the VAE's loss also at the reconstruction, at the start and after each step, and three at the result."""
+
+    def cost(
+        steps: int = default_steps, targets: int = default_targets, goal: str = default_goal, **other: object
+    ) -> tuple[int, int]:
+        each = 2 if goal == "vae_loss" else 1
+        last = 0 if default_goal == "divergence" else each  # in a ball no gradient is computed after the last step
+        return 3 + targets * (each * (steps + 1) + 5), targets * (each * (steps + 1) - last)
+
+    return cost
+
+
+def _nearest_known(default: str) -> Callable[..., int]:
+    """The known images, all encoded where the nearest is looked for."""
+
+    def once(known: int = 500, choice: str = default, **other: object) -> int:
+        return known if choice == "nearest" else 0
+
+    return once
 
 
 def _single_pixel(pixels: int = 100, **other: object) -> tuple[int, int]:
@@ -250,6 +277,24 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
             "https://arxiv.org/abs/1712.09196", cost=_overpowered, needs=("decode", "encode"), through_codes=True,
             may_change_class=True,
+        ),
+        "latent_distance": AttackInfo(
+            "bench.attacks.target_images:in_ball", 1, ("linf", "l2"),
+            "The code of another image, in a ball (latent attack of Kos et al. 2018)",
+            "https://arxiv.org/abs/1702.06832", cost=_target_image(40, 3, "distance"), fixed={"goal": "distance"},
+            needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("nearest"),
+        ),
+        "vae_loss": AttackInfo(
+            "bench.attacks.target_images:in_ball", 1, ("linf", "l2"),
+            "The reconstruction of another image, in a ball (L_VAE attack of Kos et al. 2018)",
+            "https://arxiv.org/abs/1702.06832", cost=_target_image(40, 3, "vae_loss"), fixed={"goal": "vae_loss"},
+            needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("nearest"),
+        ),
+        "target_code": AttackInfo(
+            "bench.attacks.target_images:penalised", 1, (),
+            "The code of another image at the least change (Tabacof et al. 2016)",
+            "https://arxiv.org/abs/1612.00155", cost=_target_image(100, 1, "divergence"),
+            needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("random"),
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -25,7 +25,7 @@ _CLASHES = {
 }  # fmt: skip
 _PUBLISHED = {
     "deepfool": "DeepFool", "apgd_margin": "APGD margin", "apgd_t": "APGD targeted", "square": "Square",
-    "towards_class": "Towards a class", "fooling": "Fooling images",
+    "towards_class": "Towards a class", "fooling": "Fooling images", "vae_loss": "VAE loss",
     "lagrangian_pgd": "Lagrangian PGD", "orthogonal_pgd": "Orthogonal PGD",
     "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",

@@ -12,16 +12,14 @@ from bench.attacks import Logits
 from bench.data import Split
 from bench.defense import Defense
 
-NOTHING = Split(torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64))  # what an attacker without data knows
 
-
-def shown(name: str, logits: Logits) -> Logits:
+def shown(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> Logits:
     """What the attack `name` is given of a model that accepts every image: its logits, and beside them, for one that
     goes past a detector, a slack, for one that aims at a class, how unlikely each is, and for one that searches among
-    codes, an encoder and a decoder."""
+    codes, an encoder, a decoder and known images of `shape`."""
     info = catalog.ATTACKS[name]
     if info.through_codes:
-        return flat(logits)
+        return flat(logits, Split(*black_and_white(shape)))
 
     def answers(images: Tensor) -> Tensor:
         found = logits(images)
@@ -32,6 +30,18 @@ def shown(name: str, logits: Logits) -> Logits:
         return torch.cat(parts, dim=-1)
 
     return answers if info.past_detector else logits
+
+
+def counted(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> threat.Target:
+    """The same, with every row counted."""
+    model = shown(name, logits, shape)
+    return model if isinstance(model, threat.Target) else threat.gray_box(model)
+
+
+def black_and_white(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Two images of noise for each of ten classes, every pixel 0 or 1."""
+    noise = torch.rand(20, *shape, generator=Generator().manual_seed(9))
+    return noise.round(), torch.arange(20) % 10
 
 
 class Flat(Defense):
@@ -50,14 +60,15 @@ class Flat(Defense):
         return images.flatten(1) - 0.5
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents + 0.5).view(-1, *self.shape).clamp(0, 1)
+        free = (latents + 0.5).view(-1, *self.shape)
+        return free + (free.clamp(0, 1) - free).detach()  # a clamp by itself has no gradient at 0 and 1
 
 
-def flat(logits: Logits) -> threat.Codes:
+def flat(logits: Logits, known: Split) -> threat.Codes:
     """The model behind `Flat`, as an attack through codes is given it; of draws, the classifier is the mean."""
 
     def classify(images: Tensor) -> Tensor:
         found = logits(images)
         return found if found.ndim == 2 else found.mean(dim=0)
 
-    return threat.Codes(logits, Flat(classify), NOTHING)
+    return threat.Codes(logits, Flat(classify), known)

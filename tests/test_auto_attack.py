@@ -18,10 +18,9 @@ from bench.data import Dataset
 from bench.draws import ImageDraws
 from bench.errors import BenchError
 
-STOPPING = sorted(
-    name for name in catalog.ATTACKS if "stop_when_broken" in inspect.signature(attacks.get(name)).parameters
-)
-LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0)
+FOOLING = {name for name, info in catalog.ATTACKS.items() if not info.towards_image}
+STOPPING = sorted(name for name in FOOLING if "stop_when_broken" in inspect.signature(attacks.get(name)).parameters)
+LEARNING = sorted(name for name in FOOLING if catalog.ATTACKS[name].cost()[1] > 0)
 SMALL = {"steps": 25, "restarts": 3, "targets": 3, "queries": 50}
 
 
@@ -33,7 +32,7 @@ def attack(name: str, logits, images: Tensor, labels: Tensor, **params) -> attac
     function = attacks.get(name)
     accepted = inspect.signature(function).parameters
     arguments = {key: value for key, value in {**SMALL, **params}.items() if key in accepted}
-    return function(shown(name, logits), images, labels, draws=draws(len(images)), **arguments)
+    return function(shown(name, logits, images.shape[1:]), images, labels, draws=draws(len(images)), **arguments)
 
 
 @pytest.fixture(scope="module")

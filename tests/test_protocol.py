@@ -285,7 +285,7 @@ def linear(images):
 def test_every_attack_of_the_catalog_imports_and_runs(name):
     images, labels = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
     radius = {"eps": 0.1} if catalog.ATTACKS[name].norms else {}
-    result = attacks.get(name)(shown(name, linear), images, labels, draws=ImageDraws(labels), **radius)
+    result = attacks.get(name)(shown(name, linear, (1, 3, 3)), images, labels, draws=ImageDraws(labels), **radius)
     assert result.images.shape == images.shape
     assert not radius or (result.images - images).abs().max() <= 0.1 + 1e-6
 
