@@ -295,6 +295,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "The code of another image at the least change (Tabacof et al. 2016)",
             "https://arxiv.org/abs/1612.00155", cost=_target_image(100, 1, "divergence"),
             needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("random"),
+            may_change_class=True,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
 
@@ -546,6 +547,8 @@ def _selective(dataset: str, r: _Radii, *, quick: bool, ranked: bool) -> Protoco
 
 RHOS = (1.0, 2.5, 3.0, 3.5)  # of the overpowered attack: how much noise its images withstand (MAD-VAE's table 3)
 
+CONSTANTS = tuple(Fraction(4) ** power for power in range(-3, 4))  # the price of the change to a target-image attack
+
 
 def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eot: int) -> list[AttackSpec]:
     """What searching among codes adds to searching among pixels, in the same balls with as many steps; and attacks
@@ -563,6 +566,30 @@ def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eo
     for rho in RHOS:
         params = (("rho", rho), ("steps", 3 * steps))
         specs.append(AttackSpec("overpowered", "latent", params=params, route="autograd", variant=f"rho-{rho:g}"))
+    return [*specs, *_towards_images(radii[-1], 40, eot)]
+
+
+def _towards_images(eps: float, steps: int, eot: int) -> list[AttackSpec]:
+    """Codes and reconstructions brought near those of another image: Kos et al. 2018 in a ball, also as one step and
+    without the prior's part of the VAE loss, and Tabacof et al. 2016 without a ball, for CONSTANTS of its price."""
+    usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps), ("targets", 3))
+    one: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", 1), ("targets", 3))
+    forms = (
+        ("latent_distance", "", usual),
+        ("latent_distance", "one-step", one),
+        ("vae_loss", "", usual),
+        ("vae_loss", "reconstruction", (("kl_weight", 0.0), *usual)),
+    )
+    specs = [
+        AttackSpec(attack, "latent", "linf", eps, tuple(sorted(params)), "autograd", variant=variant)
+        for attack, variant, params in forms
+    ]
+    for constant in CONSTANTS:
+        params = (("constant", float(constant)), ("eot", eot), ("steps", steps))
+        price = str(constant).replace("/", "_")  # 1_64: a slug is part of a file's name
+        specs.append(
+            AttackSpec("target_code", "latent", params=params, route="autograd", n_examples=50, variant=f"C-{price}")
+        )
     return specs
 
 

@@ -193,7 +193,7 @@ MISTAKES = [
     ("run identity -p mnist-v1-quick", "run `purifybench data fetch mnist`"),
     ("list defnses", "did you mean defenses"),
     ("show kmean", "did you mean kmeans"),
-    ("show mnist-v1-drft", "did you mean mnist-v1"),
+    ("show mnist-v1-drft", "did you mean .*mnist-v1"),
     ("compare identity kmeans", "no records of identity under .* purifybench run identity -p digits-v1-quick"),
     ("check identiti", "did you mean .*identity"),
     ("train identty", "did you mean .*identity"),
