@@ -72,7 +72,7 @@ def _section(row: Row, board: Board, name: str, submission: Submission | None) -
         "breakers": breakers(row),
         "claims": claim_lines(row, submission.claims if submission else ()),
         "codes": codes(row),
-        "told": told(row),
+        "told": told(row, f"{name}-f"),
         "maps": latent_maps(row, f"{name}m"),
         "refusals": refusals.of_row(row),
         "risk": refusals.risk_coverage(row, f"{name}r"),

@@ -84,6 +84,12 @@ def risk_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     return _chart(name, title, tuple(lines), "images accepted in %", "errors among them in %", scale=100)
 
 
+def distortion_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
+    """What is left of the distance to the target against the size of the change, both as shares of all of it."""
+    x, y = "change, in % of the way to the target image", "distance to the target left in %"
+    return _chart(name, title, tuple(lines), x, y, scale=100)
+
+
 def losses_chart(name: str, lines: Sequence[Line]) -> Chart:
     """The mean loss of each epoch of a training."""
     return _chart(name, "Training loss of each epoch", tuple(lines), "epoch", "mean loss", scale=1)

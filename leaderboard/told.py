@@ -10,14 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.catalog import ATTACKS
+from bench.distortion_curve import DistortionCurve, distortion_curve
 from bench.paper_metrics import OVER_SEVERAL, per_image
 from bench.protocol import AttackSpec
 from bench.record import TOLD, Cell, Record
 from bench.statistics import ordered
+from leaderboard.figures import BASELINE_COLOUR, Chart, Line, distortion_chart
 from leaderboard.tables import Estimate, Row, cell_accuracy, mean_accuracy
 
 WORDS = {
     "in_bound": "inside the bound",
+    "relative_distortion": "change, of the way to the target",
+    "relative_code_distance": "code's distance left",
+    "relative_reconstruction_distance": "reconstruction's distance left",
     "fooled": "fool the bare classifier",
     "class_changed_by_net": "another class to the PGD-trained net",
     "class_changed_by_neighbours": "another class to the training images",
@@ -25,8 +31,12 @@ WORDS = {
 }
 
 
+FURTHER = "relative_distortion"
+NEARER = {"relative_reconstruction_distance": "reconstruction", "relative_code_distance": "code"}
+
+
 @dataclass(frozen=True)
-class Line:
+class Strength:
     """One cell: what is right of the images, their median L2 distance, and the numbers in the order of `Told.names`."""
 
     spec: AttackSpec
@@ -38,23 +48,27 @@ class Line:
 
 @dataclass(frozen=True)
 class Told:
-    """The cells of one attack; with several of one seed on the same images also `pooled`, and right under `every`."""
+    """The cells of one attack; of one at several strengths without a ball also `pooled`, and right under `every`."""
 
     attack: str
     names: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[Strength, ...]
     pooled: Estimate | None
     every: Estimate | None
+    may_change_class: bool
+    curves: tuple[tuple[str, DistortionCurve], ...]  # by what of the image comes near the target's
+    chart: Chart | None
 
 
-def told(row: Row) -> tuple[Told, ...]:
-    """A table for each attack of which the records of a row tell something, in the protocol's order."""
+def told(row: Row, name: str) -> tuple[Told, ...]:
+    """A table for each attack of which the records of a row tell something, in the protocol's order; `name` begins the
+    ids of their figures."""
     cells = ordered(row.cells, row.effort) if row.effort else row.cells
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         if _numbers(cell.record) and cell.record.status == "ok" and cell.outcomes.attacked.any():
             groups.setdefault(cell.record.attack, []).append(cell)
-    return tuple(_told(attack, same) for attack, same in groups.items())
+    return tuple(_told(attack, same, f"{name}-{attack}") for attack, same in groups.items())
 
 
 def told_name(name: str) -> str:
@@ -62,23 +76,51 @@ def told_name(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
 
 
-def _told(attack: str, cells: Sequence[Cell]) -> Told:
+def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
     names = tuple(dict.fromkeys(name for cell in cells for name in _numbers(cell.record)))
     lines = []
     for cell in cells:
         accuracy, record = cell_accuracy(cell), cell.record
         assert accuracy is not None
         distance = float(np.median(cell.outcomes.l2[cell.outcomes.attacked]))
-        lines.append(Line(record.spec, record.seed, accuracy, distance, tuple(map(_numbers(record).get, names))))
+        lines.append(Strength(record.spec, record.seed, accuracy, distance, tuple(map(_numbers(record).get, names))))
     first, several = cells[0], [cell for cell in cells if cell.record.seed == cells[0].record.seed]
     same = all(np.array_equal(cell.outcomes.attacked, first.outcomes.attacked) for cell in several)
+    curves, free = _curves(several), ATTACKS[attack].may_change_class if attack in ATTACKS else False
     pooled, every = (
         mean_accuracy([combine(np.stack([per_image(metric, cell) for cell in several]))])
-        if same and len(several) > 1
+        if same and len(several) > 1 and free and not curves
         else None
         for metric, combine in OVER_SEVERAL.items()
     )
-    return Told(attack, names, tuple(lines), pooled, every)
+    chart = _chart(figure, curves) if curves else None
+    return Told(attack, names, tuple(lines), pooled, every, free, curves, chart)
+
+
+def _curves(cells: Sequence[Cell]) -> tuple[tuple[str, DistortionCurve], ...]:
+    """The curves through the cells of a target-image attack, one a price of the change; none for other attacks."""
+    found = []
+    for name, what in NEARER.items():
+        pairs = [(told.get(FURTHER), told.get(name)) for told in (_numbers(cell.record) for cell in cells)]
+        whole = [(far, near) for far, near in pairs if far is not None and near is not None]
+        if len(whole) > 1 and len(whole) == len(pairs):
+            found.append((what, distortion_curve(whole)))
+    return tuple(found)
+
+
+def _chart(name: str, curves: Sequence[tuple[str, DistortionCurve]]) -> Chart:
+    lines = [
+        Line(f"{what}, area {curve.area:.2f}", *_axes(curve), colour=k + 1, dash=k)
+        for k, (what, curve) in enumerate(curves)
+    ]
+    mixed = Line("mixing both images, area 0.50", (0.0, 100.0), (1.0, 0.0), BASELINE_COLOUR, 2, marked=False)
+    return distortion_chart(
+        name, "What is left of the distance to the target image, by the size of the change", [*lines, mixed]
+    )
+
+
+def _axes(curve: DistortionCurve) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(100 * x for x, _ in curve.points), tuple(y for _, y in curve.points)
 
 
 def _numbers(record: Record) -> Mapping[str, float]:
