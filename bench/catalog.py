@@ -37,6 +37,10 @@ PORTS = ("B_madvae", "D_madvae", "magnet_madvae", "cnet")
 """Classifiers as one paper's code has them, other than printed or than the rest has them: for its own evaluation."""
 
 
+def _nothing(**params: object) -> tuple[int, int]:
+    return 0, 0
+
+
 @dataclass(frozen=True)
 class AttackInfo:
     """Where an attack lives (`module:function`), its version (part of every cell's key), and what it is.
@@ -48,7 +52,8 @@ class AttackInfo:
     that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs`
     optional methods of the contract is not applicable to a defense without all of them; one `through_codes` is given
     the encoder and the decoder beside the logits (bench.threat.through_codes). One that makes `new_images` leaves the
-    clean ones behind: what it makes has no true class.
+    clean ones behind: what it makes has no true class. One that `learns` (`module:function`, see bench.attacks.learner)
+    does so from known images, once a cell, and `learning_cost` are the rows that it sends forward and backward then.
     """
 
     function: str
@@ -64,6 +69,8 @@ class AttackInfo:
     needs: tuple[str, ...] = ()
     through_codes: bool = False
     new_images: bool = False
+    learns: str = ""
+    learning_cost: Callable[..., tuple[int, int]] = _nothing
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -135,6 +142,16 @@ def _carlini_wagner(searches: int = 9, steps: int = 100, **other: object) -> tup
 def _single_pixel(pixels: int = 100, **other: object) -> tuple[int, int]:
     """A look at the clean image, then two a pixel."""
     return 1 + 2 * pixels, 0
+
+
+def _universal_learns(known: int = 500, epochs: int = 10, **other: object) -> tuple[int, int]:
+    """Each known image there and back in every epoch, and once more forward before, between and after them."""
+    return known * (2 * epochs + 1), known * epochs
+
+
+def _codes_learn(known: int = 5000, **other: object) -> tuple[int, int]:
+    """Each known image through the encoder, and one through the classifier, whose classes are counted."""
+    return known + 1, 0
 
 
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
@@ -230,6 +247,18 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "Noise that is accepted as a class (GM-VAE's eq. 11, 2019)",
             "https://arxiv.org/abs/1806.00081", cost=_each_class(500, 1), past_detector=True, needs=("class_scores",),
             new_images=True,
+        ),
+        "universal": AttackInfo(
+            "bench.attacks.universal:universal", 1, ("linf", "l2"),
+            "One change for all images (Moosavi-Dezfooli et al. 2017; Shafahi et al. 2020)",
+            "https://arxiv.org/abs/1610.08401", cost=lambda **_: (2, 0),
+            learns="bench.attacks.universal:learn", learning_cost=_universal_learns,
+        ),
+        "latent_classifier": AttackInfo(
+            "bench.attacks.latent_classifier:latent_classifier", 1, ("linf", "l2"),
+            "A classifier of the codes, attacked through the encoder (Kos et al. 2018)",
+            "https://arxiv.org/abs/1702.06832", cost=_iterative(40), needs=("encode",), through_codes=True,
+            learns="bench.attacks.latent_classifier:learn", learning_cost=_codes_learn,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
-from bench import catalog
+from bench import attacks, catalog, data, threat
 from bench.attacks import Logits
 
 
@@ -26,6 +28,28 @@ def shown(name: str, logits: Logits) -> Logits:
         return torch.cat(parts, dim=-1)
 
     return answers if info.past_detector else logits
+
+
+def taught(
+    name: str, logits: Logits, images: Tensor, labels: Tensor, seed: int = 0, **settings: object
+) -> dict[str, object]:
+    """What the attack `name` is given beside the images where it learns first: here from known `images` (M, C, H, W)
+    of `labels` (M,)."""
+    learn = attacks.learner(name)
+    if learn is None:
+        return {}
+    accepted = inspect.signature(learn).parameters
+    known = {key: value for key, value in {"epochs": 6, **settings}.items() if key in accepted}
+    generator = torch.Generator().manual_seed(seed)
+    return {"learned": learn(shown(name, logits), images, labels, generator=generator, **known)}
+
+
+def counted(name: str, logits: Logits) -> threat.Target:
+    """What `shown` gives, with every row counted."""
+    given = shown(name, logits)
+    if not isinstance(given, Flat):
+        return threat.gray_box(given)
+    return threat.Codes(given, given, data.Split(given.known_images, given.known_labels))  # type: ignore[arg-type]
 
 
 class Flat:

@@ -21,7 +21,7 @@ from bench.errors import BenchError
 STOPPING = sorted(
     name for name in catalog.ATTACKS if "stop_when_broken" in inspect.signature(attacks.get(name)).parameters
 )
-LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0)
+LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0 and not info.learns)
 SMALL = {"steps": 25, "restarts": 3, "targets": 3, "queries": 50}
 
 
