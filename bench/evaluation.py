@@ -316,9 +316,10 @@ def lesson(work: Work, examples: Examples, cache: ChunkCache) -> Lesson:
     if found is None:
         started = time.perf_counter()
         target = _target(work, examples, "learning")
-        purpose = (work.protocol.seed, "learn", spec.attack, spec.params, examples.dataset)  # at every radius the same
-        generator = draws.generator(known.images.device, *purpose)
         _, settings = attacks.split_settings(spec.attack, _settings(spec))
+        _, own = attacks.split_settings(spec.attack, spec.settings)  # the same numbers at every radius
+        purpose = (work.protocol.seed, "learn", spec.attack, own, examples.dataset)
+        generator = draws.generator(known.images.device, *purpose)
         try:
             with untouched(_shared_net(work)), training.global_seed(seeds.derive(key)):
                 learned = learn(target, known.images, known.labels, generator=generator, **settings)

@@ -126,6 +126,15 @@ def test_only_known_images_are_learned_from(spec, tmp_path):
     assert any(not torch.equal(first.learned[name], third.learned[name]) for name in first.learned)
 
 
+def test_what_is_learned_hangs_on_its_own_settings_alone(tmp_path):
+    """Radius and steps of the attack change nothing in a classifier of codes."""
+    lessons = []
+    for eps, steps in ((0.1, 1), (0.3, 40)):
+        spec = replace(CODES, eps=eps, params=(("epochs", 3), ("known", 60), ("steps", steps)))
+        lessons.append(evaluation.lesson(*work(spec, Coded), ChunkCache(tmp_path)).learned)
+    assert all(torch.equal(lessons[0][name], lessons[1][name]) for name in lessons[0])
+
+
 def test_an_attack_that_learns_nothing_has_an_empty_lesson(tmp_path):
     asked, examples = work(AttackSpec("fgsm", "gray_box", "linf", 0.3))
     assert evaluation.lesson(asked, examples, ChunkCache(tmp_path)) == evaluation.Lesson()
