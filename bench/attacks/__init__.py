@@ -102,7 +102,7 @@ def get(name: str) -> Callable[..., Attacked]:
 
 
 def learner(name: str) -> Callable[..., Mapping[str, Tensor]] | None:
-    """What the attack of that name learns before it attacks, or None for one that needs not.
+    """What the attack of that name learns with before it attacks, or None for one that learns nothing.
 
         learn(logits, images, labels, *, generator, ...) -> tensors by name
 
