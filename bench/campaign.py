@@ -567,11 +567,13 @@ def _expected_seconds(
                 purifying[one.name] = _purify_seconds(one, probe) / len(probe)
         stochastic = subject.cls.stochastic
         forward, backward = _cost(spec)
+        ahead, back = _learning_cost(spec)
         n = int(work.wanted.sum())
         if spec.knows_defense:  # through the defense: its backward pass takes about twice its forward pass
             passes = 3 * backward or forward
             seconds = purifying[subject.name] * passes * n * spec.eot(stochastic=stochastic)
             seconds *= 1 if stochastic else EARLY
+            seconds += purifying[subject.name] * (3 * back or ahead) * spec.eot(stochastic=stochastic)
         elif spec.imitates_defense:
             seconds = attacking * backward * n
             architecture, asked = origins.parse(spec.source).name, _asked(subject)
@@ -587,7 +589,8 @@ def _expected_seconds(
             done.add((spec.slug,))
             chunks = (rows for rows in examples.chunks(work.wanted) if not cache.has(images_key(work, examples, rows)))
             unit = 3 * purifying[source.name] if isinstance(source, Subject) else attacking
-            seconds = unit * backward * sum(len(rows) for rows in chunks)
+            images = sum(len(rows) for rows in chunks)
+            seconds = unit * (backward * images + (back if images else 0))
         looks = work.protocol.looks(stochastic=stochastic) * n
         expected[subject.name, subject.seed, spec.slug] = seconds + purifying[subject.name] * looks
     return expected
@@ -677,15 +680,22 @@ def _cost(spec: AttackSpec) -> tuple[int, int]:
     return forward + spec.predicts_labels, backward
 
 
+def _learning_cost(spec: AttackSpec) -> tuple[int, int]:
+    """The rows that an attack sends forward and backward in each draw before it attacks, once a cell."""
+    return ATTACKS[spec.attack].learning_cost(**dict(spec.params))
+
+
 def _rows(specs: Sequence[AttackSpec], asked: Protocol, *, stochastic: bool = False) -> tuple[int, int]:
-    """The rows that attacks send forward and backward on all images, in every draw that they average over."""
+    """The rows that attacks send forward and backward on all images, in every draw that they average over, and those
+    that they learn from first."""
     forward = backward = 0
     for spec in specs:
         ahead, back = _cost(spec)
-        images = min(asked.n_examples, spec.n_examples or asked.n_examples)
-        rows = spec.eot(stochastic=stochastic) * images
+        images, draws = min(asked.n_examples, spec.n_examples or asked.n_examples), spec.eot(stochastic=stochastic)
+        learn_ahead, learn_back = _learning_cost(spec)
         once = ATTACKS[spec.attack].once(**dict(spec.params)) * -(-images // device.CHUNK_CPU)
-        forward, backward = forward + ahead * rows + once, backward + back * rows
+        forward += (ahead * images + learn_ahead) * draws + once
+        backward += (back * images + learn_back) * draws
     return forward, backward
 
 

@@ -38,6 +38,10 @@ PORTS = ("B_madvae", "D_madvae", "magnet_madvae", "cnet")
 """Classifiers as one paper's code has them, other than printed or than the rest has them: for its own evaluation."""
 
 
+def _nothing(**params: object) -> tuple[int, int]:
+    return 0, 0
+
+
 @dataclass(frozen=True)
 class AttackInfo:
     """Where an attack lives (`module:function`), its version (part of every cell's key), and what it is.
@@ -52,7 +56,9 @@ class AttackInfo:
     no small ball, records also tell how many images no longer show their label (bench.class_change). One that makes
     `new_images` leaves the clean ones behind: what it makes has no true class. One `towards_image` wants an image to be
     taken for another one and does not look at the loss of a classifier: that it fools even a linear one is not in its
-    hands. `once` maps the parameters to the rows that a call sends forward whatever the number of its images.
+    hands. `once` maps the parameters to the rows that a call sends forward whatever the number of its images. One that
+    `learns` (`module:function`, see bench.attacks.learner) does so from known images, once a cell, and `learning_cost`
+    are the rows that it sends forward and backward then.
     """
 
     function: str
@@ -71,6 +77,8 @@ class AttackInfo:
     new_images: bool = False
     towards_image: bool = False
     once: Callable[..., int] = lambda **_: 0
+    learns: str = ""
+    learning_cost: Callable[..., tuple[int, int]] = _nothing
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -170,6 +178,16 @@ def _nearest_known(default: str) -> Callable[..., int]:
 def _single_pixel(pixels: int = 100, **other: object) -> tuple[int, int]:
     """A look at the clean image, then two a pixel."""
     return 1 + 2 * pixels, 0
+
+
+def _universal_learns(known: int = 500, epochs: int = 20, **other: object) -> tuple[int, int]:
+    """Each known image there and back in every epoch, and once more forward before, between and after them."""
+    return known * (2 * epochs + 1), known * epochs
+
+
+def _codes_learn(known: int = 5000, **other: object) -> tuple[int, int]:
+    """Each known image through the encoder, and one through the classifier, whose classes are counted."""
+    return known + 1, 0
 
 
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
@@ -296,6 +314,18 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "https://arxiv.org/abs/1612.00155", cost=_target_image(100, 1, "divergence"),
             needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("random"),
             may_change_class=True,
+        ),
+        "universal": AttackInfo(
+            "bench.attacks.universal:universal", 1, ("linf", "l2"),
+            "One change for all images (Moosavi-Dezfooli et al. 2017; Shafahi et al. 2020)",
+            "https://arxiv.org/abs/1610.08401", cost=lambda **_: (2, 0),
+            learns="bench.attacks.universal:learn", learning_cost=_universal_learns,
+        ),
+        "latent_classifier": AttackInfo(
+            "bench.attacks.latent_classifier:latent_classifier", 1, ("linf", "l2"),
+            "A classifier of the codes, attacked through the encoder (Kos et al. 2018)",
+            "https://arxiv.org/abs/1702.06832", cost=_iterative(40), needs=("encode",), through_codes=True,
+            learns="bench.attacks.latent_classifier:learn", learning_cost=_codes_learn,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

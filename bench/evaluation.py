@@ -42,6 +42,7 @@ from bench.substitutes import SourceNet
 
 VERSION = 4  # of the rules in this file; part of every cell's key
 LAYOUT = 4  # of a cached chunk; part of its key
+LEARNED = "learned."  # begins the names of the arrays that hold what the attack learned before
 MAXIMAL_DISAGREEMENT = 0.005  # between what an attack saw and what scoring sees, for a deterministic defense
 
 
@@ -172,8 +173,9 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
     attack_seconds = scoring_seconds = 0.0
     chunks = list(examples.chunks(work.wanted))
     with progress.task(f"{subject.name} · {spec.slug}", total=max(1, int(work.wanted.sum()))) as advance:
+        before = lesson(work, examples, cache)
         for rows in chunks:
-            images, error = attacked_images(work, examples, rows, cache)
+            images, error = attacked_images(work, examples, rows, cache, before)
             chunk_key = _chunk_key("scores", work.key, examples, rows)
             score = cache.read(chunk_key)
             if score is None:
@@ -231,15 +233,15 @@ def evaluate_cell(work: Work, examples: Examples, cache: ChunkCache, progress: P
         thresholds=subject.thresholds,
         status="failed" if errors else "ok",
         error="; ".join(dict.fromkeys(errors))[:2000],
-        forward_rows=int(sum(images["rows"][0] for images in attacked)),
-        backward_rows=int(sum(images["rows"][1] for images in attacked)),
+        forward_rows=before.rows[0] + int(sum(images["rows"][0] for images in attacked)),
+        backward_rows=before.rows[1] + int(sum(images["rows"][1] for images in attacked)),
         blocked=float(f"{blocked / looks:.6g}") if looks else None,
         loss_curve=_rounded(curve.mean(axis=1)) if curve.size else (),
         facts=_facts(work, examples, attacked, outcomes, progress),
         training=subject.training if spec.slug == "clean.none" else {},
         outcomes_sha256=outcomes.sha256(),
         images_sha256=images_hash.sha256(),
-        run=_run(examples.indices.device, attack_seconds, scoring_seconds),
+        run=_run(examples.indices.device, before.seconds + attack_seconds, scoring_seconds),
     )
     for rows in chunks:  # the record replaces them
         cache.drop(_chunk_key("scores", work.key, examples, rows))
@@ -281,20 +283,97 @@ def _chunk_key(purpose: str, what: object, examples: Examples, rows: Tensor) -> 
     return seeds.digest(LAYOUT, purpose, what, examples.dataset, examples.split, indices, content)
 
 
-def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
-    """The key of a chunk of attacked images: the cell's own where the attacker sees the defense, else that of the model
-    that is attacked, so that all defenses share the images."""
+def _made_on(work: Work) -> object:
+    """What decides attacked images and what is learned for them: the cell's own key where the attacker sees the
+    defense, else the model that is attacked, so that all defenses share them."""
     subject, spec = work.subject, work.spec
     if spec.knows_defense:
-        return _chunk_key("images", work.key, examples, rows)
+        return work.key
     on: object = subject.attacked_weights if work.source is None else work.source.answers
-    what = (spec.slug, spec.params, ATTACKS[spec.attack].version, on, work.protocol.seed)
-    return _chunk_key("images", what, examples, rows)
+    return spec.slug, spec.params, ATTACKS[spec.attack].version, on, work.protocol.seed
 
 
-def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCache) -> tuple[Arrays, str]:
-    """One chunk of images, attacked as the work's spec says or found in the cache; and why the defense made that
-    impossible.
+def images_key(work: Work, examples: Examples, rows: Tensor) -> str:
+    """The key of a chunk of attacked images."""
+    return _chunk_key("images", _made_on(work), examples, rows)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an attack `learned` before it attacked, the `rows` (forward, backward) and seconds that it took, in
+    whichever run that was, and the `problem` where the defense made it impossible."""
+
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def lesson(work: Work, examples: Examples, cache: ChunkCache) -> Lesson:
+    """What the work's attack learns once a cell from the validation split, or has learned, from the cache; empty where
+    it learns nothing. It is shared where attacked images are."""
+    spec = work.spec
+    learn = attacks.learner(spec.attack)
+    if learn is None or not work.wanted.any() or (isinstance(work.source, SourceNet) and work.source.problem):
+        return Lesson()
+    known = examples.validation
+    everyone = torch.arange(len(known), device=known.labels.device)
+    key = _chunk_key("learned", _made_on(work), replace(examples, clean=known, indices=everyone), everyone)
+    found = cache.read(key)
+    if found is None:
+        started = time.perf_counter()
+        target = _target(work, examples, "learning")
+        _, settings = attacks.split_settings(spec.attack, _settings(spec))
+        _, own = attacks.split_settings(spec.attack, spec.settings)  # the same numbers at every radius
+        purpose = (work.protocol.seed, "learn", spec.attack, own, examples.dataset)
+        generator = draws.generator(known.images.device, *purpose)
+        try:
+            with untouched(_shared_net(work)), training.global_seed(seeds.derive(key)):
+                learned = learn(target, known.images, known.labels, generator=generator, **settings)
+        except (Exception, SystemExit) as problem:
+            if not _runs_defense(work):
+                raise
+            spent = (target.forward_rows, target.backward_rows)
+            return Lesson({}, spent, _since(started, known), f"as an attack learned: {_said(problem)}")
+        found = {f"{LEARNED}{name}": tensor.detach().cpu().numpy() for name, tensor in learned.items()}
+        found |= {"rows": np.array((target.forward_rows, target.backward_rows), dtype=np.int64)}
+        found |= {"seconds": np.array(_since(started, known))}
+        cache.write(key, found)
+    kept = {name.removeprefix(LEARNED): array for name, array in found.items() if name.startswith(LEARNED)}
+    tensors = {name: torch.from_numpy(array).to(known.images.device) for name, array in kept.items()}
+    return Lesson(tensors, (int(found["rows"][0]), int(found["rows"][1])), float(found["seconds"]))
+
+
+def _settings(spec: AttackSpec) -> dict[str, object]:
+    """The keyword arguments that a spec gives an attack: its own, the radius, and the norm where there is a choice."""
+    settings: dict[str, object] = {**spec.settings}
+    if spec.eps is not None:
+        settings["eps"] = spec.eps
+    if len(ATTACKS[spec.attack].norms) > 1 and spec.norm is not None:
+        settings["norm"] = spec.norm
+    return settings
+
+
+def _shared_net(work: Work) -> nn.Module:
+    """The classifier that a defense is handed while it is attacked."""
+    return work.source.net if isinstance(work.source, SourceNet) else (work.source or work.subject).defense.classifier
+
+
+def _runs_defense(work: Work) -> bool:
+    """Whether code of the defense is run while it is attacked: then what is raised is the defense's failure."""
+    own_net = work.subject.attacked_weights != work.subject.classifier_weights
+    return work.source is None and (work.spec.knows_defense or own_net)
+
+
+def _said(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}"
+
+
+def attacked_images(
+    work: Work, examples: Examples, rows: Tensor, cache: ChunkCache, before: Lesson
+) -> tuple[Arrays, str]:
+    """One chunk of images, attacked as the work's spec says with what was learned `before`, or found in the cache; and
+    why the defense made that impossible.
 
     An attack that is given predicted labels cannot tell which images the attacked model gets wrong when clean: these
     have a success at step 0, and do not count as `broken`.
@@ -309,6 +388,8 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
     clean = examples.clean[rows]
     if isinstance(source, SourceNet) and source.problem:
         return _no_images(clean, (0, 0)), source.problem
+    if before.problem:
+        return _no_images(clean, (0, 0)), before.problem
     key = images_key(work, examples, rows)
     found = cache.read(key)
     if found is not None:
@@ -317,28 +398,24 @@ def attacked_images(work: Work, examples: Examples, rows: Tensor, cache: ChunkCa
     noise = _noise(work, examples, rows)
     target = _target(work, examples, int(rows[0]))
     function = attacks.get(spec.attack)
-    settings: dict[str, object] = {**spec.settings}
-    if spec.eps is not None:
-        settings["eps"] = spec.eps
-    if len(ATTACKS[spec.attack].norms) > 1 and spec.norm is not None:
-        settings["norm"] = spec.norm
+    settings, _ = attacks.split_settings(spec.attack, _settings(spec))
+    if ATTACKS[spec.attack].learns:
+        settings["learned"] = before.learned
     if (
         spec.knows_defense
         and not subject.cls.stochastic
         and "stop_when_broken" in inspect.signature(function).parameters
     ):
         settings["stop_when_broken"] = True  # the attacked pipeline is the scored one, and one answer is proof
-    shared_net = source.net if isinstance(source, SourceNet) else (source or subject).defense.classifier
     try:
-        with untouched(shared_net), training.global_seed(seeds.derive(key)):
+        with untouched(_shared_net(work)), training.global_seed(seeds.derive(key)):
             labels = threat.predictions(target, clean.images) if spec.predicts_labels else clean.labels
             result = function(target, clean.images, labels, draws=noise, **settings)
     except (Exception, SystemExit) as problem:
-        own_net = subject.attacked_weights != subject.classifier_weights
-        if source is not None or not (spec.knows_defense or own_net):
-            raise  # no code of the defense was run
+        if not _runs_defense(work):
+            raise
         spent = (target.forward_rows, target.backward_rows)
-        return _no_images(clean, spent, _since(started, clean)), f"under attack: {type(problem).__name__}: {problem}"
+        return _no_images(clean, spent, _since(started, clean)), f"under attack: {_said(problem)}"
     right = labels == clean.labels
     result = replace(
         result,
@@ -392,7 +469,7 @@ def _noise(work: Work, examples: Examples, rows: Tensor) -> draws.ImageDraws:
     return draws.ImageDraws.derived(examples.indices[rows], *purpose)
 
 
-def _target(work: Work, examples: Examples, first: int) -> threat.Target:
+def _target(work: Work, examples: Examples, first: int | str) -> threat.Target:
     spec = work.spec
     if isinstance(work.source, SourceNet):
         return threat.gray_box(work.source.net)

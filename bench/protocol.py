@@ -566,12 +566,17 @@ def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eo
     for rho in RHOS:
         params = (("rho", rho), ("steps", 3 * steps))
         specs.append(AttackSpec("overpowered", "latent", params=params, route="autograd", variant=f"rho-{rho:g}"))
+    specs += [
+        AttackSpec("universal", "gray_box", "linf", radii[-1]),
+        AttackSpec("universal", "white_box", "linf", radii[-1], (("eot", eot),), "autograd"),
+    ]
     return [*specs, *_towards_images(radii[-1], 40, eot)]
 
 
 def _towards_images(eps: float, steps: int, eot: int) -> list[AttackSpec]:
-    """Codes and reconstructions brought near those of another image: Kos et al. 2018 in a ball, also as one step and
-    without the prior's part of the VAE loss, and Tabacof et al. 2016 without a ball, for CONSTANTS of its price."""
+    """Codes and reconstructions brought near those of another image. Kos et al. 2018 in a ball: also as one step,
+    without the prior's part of the VAE loss, and against a classifier of the codes. Tabacof et al. 2016 without a ball,
+    for each of CONSTANTS as its price."""
     usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps), ("targets", 3))
     one: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", 1), ("targets", 3))
     forms = (
@@ -584,6 +589,7 @@ def _towards_images(eps: float, steps: int, eot: int) -> list[AttackSpec]:
         AttackSpec(attack, "latent", "linf", eps, tuple(sorted(params)), "autograd", variant=variant)
         for attack, variant, params in forms
     ]
+    specs.append(AttackSpec("latent_classifier", "latent", "linf", eps, (("eot", eot), ("steps", steps)), "autograd"))
     for constant in CONSTANTS:
         params = (("constant", float(constant)), ("eot", eot), ("steps", steps))
         price = str(constant).replace("/", "_")  # 1_64: a slug is part of a file's name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import catalog, threat
+from bench import attacks, catalog, threat
 from bench.attacks import Logits
 from bench.data import Split
 from bench.defense import Defense
@@ -30,6 +31,20 @@ def shown(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> Lo
         return torch.cat(parts, dim=-1)
 
     return answers if info.past_detector else logits
+
+
+def taught(
+    name: str, logits: Logits, images: Tensor, labels: Tensor, seed: int = 0, **settings: object
+) -> dict[str, object]:
+    """What the attack `name` is given beside the images where it learns first: here from known `images` (M, C, H, W)
+    of `labels` (M,)."""
+    learn = attacks.learner(name)
+    if learn is None:
+        return {}
+    accepted = inspect.signature(learn).parameters
+    known = {key: value for key, value in {"epochs": 6, **settings}.items() if key in accepted}
+    generator = Generator().manual_seed(seed)
+    return {"learned": learn(shown(name, logits, images.shape[1:]), images, labels, generator=generator, **known)}
 
 
 def counted(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> threat.Target:

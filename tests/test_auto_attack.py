@@ -20,7 +20,7 @@ from bench.errors import BenchError
 
 FOOLING = {name for name, info in catalog.ATTACKS.items() if not info.towards_image}
 STOPPING = sorted(name for name in FOOLING if "stop_when_broken" in inspect.signature(attacks.get(name)).parameters)
-LEARNING = sorted(name for name in FOOLING if catalog.ATTACKS[name].cost()[1] > 0)
+LEARNING = sorted(name for name in FOOLING if catalog.ATTACKS[name].cost()[1] > 0 and not catalog.ATTACKS[name].learns)
 SMALL = {"steps": 25, "restarts": 3, "targets": 3, "queries": 50}
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from models import shown
+from models import shown, taught
 
 from bench import attacks, catalog, classifiers, cost, data, protocol
 from bench.draws import ImageDraws
@@ -251,9 +251,10 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     assert (spec.norm is None) == (spec.eps is None) or (info.minimum_norm and spec.eps is None)
     assert spec.norm in (info.norms or (None,))
     radius = {} if spec.eps is None else {"eps": spec.eps}
-    inspect.signature(attacks.get(spec.attack)).bind(
-        "logits", "images", "labels", draws="draws", **radius, **spec.settings
-    )
+    own, learning = attacks.split_settings(spec.attack, {**radius, **spec.settings})
+    given = {"learned": "learned"} if info.learns else {}
+    inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **own, **given)
+    assert set(learning) <= {"eps", *spec.settings}
     assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in protocol.ROUTES)
     assert (spec.track == "rejection") == catalog.ATTACKS[spec.attack].past_detector
     assert (spec.track == "latent") == catalog.ATTACKS[spec.attack].through_codes
@@ -273,7 +274,7 @@ def test_a_latent_protocol_compares_codes_with_pixels_in_the_same_balls_with_as_
                 for name in ("apgd_margin", "latent_ball")
             }
             assert by_attack["latent_ball"] == by_attack["apgd_margin"] != set()
-            without = view.effort("cheap", stochastic=False, doors=("encode",))
+            without = view.effort("cheap", stochastic=False, doors=())
             assert not [spec for spec in without.attacks if spec.track == "latent"]
 
 
@@ -285,7 +286,8 @@ def linear(images):
 def test_every_attack_of_the_catalog_imports_and_runs(name):
     images, labels = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
     radius = {"eps": 0.1} if catalog.ATTACKS[name].norms else {}
-    result = attacks.get(name)(shown(name, linear, (1, 3, 3)), images, labels, draws=ImageDraws(labels), **radius)
+    given = radius | taught(name, linear, images, labels, **radius)
+    result = attacks.get(name)(shown(name, linear, (1, 3, 3)), images, labels, draws=ImageDraws(labels), **given)
     assert result.images.shape == images.shape
     assert not radius or (result.images - images).abs().max() <= 0.1 + 1e-6
 

@@ -4,7 +4,8 @@
 
 `logits` maps images (N, C, H, W) in [0, 1] to (N, K), or to (draws, N, K) for a random defense; `labels` are int64
 (N,); `eps` is the radius on the [0, 1] scale; `draws` gives each image its own random numbers
-(bench.draws.ImageDraws). Attacks leave their inputs, the model and the global random state as they were, and image i's
+(bench.draws.ImageDraws). An attack that learns something first, once for a whole cell, is given it as `learned` (see
+`learner`). Attacks leave their inputs, the model and the global random state as they were, and image i's
 result does not depend on the rest of the batch.
 Names, versions and papers stand in bench.catalog.ATTACKS.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +99,30 @@ def get(name: str) -> Callable[..., Attacked]:
     module, function = ATTACKS[name].function.split(":")
     found = cast(Callable[..., Attacked], getattr(importlib.import_module(module), function))
     return functools.partial(found, **ATTACKS[name].fixed)
+
+
+def learner(name: str) -> Callable[..., Mapping[str, Tensor]] | None:
+    """What the attack of that name learns with before it attacks, or None for one that learns nothing.
+
+        learn(logits, images, labels, *, generator, ...) -> tensors by name
+
+    `images` and `labels` are known ones, never those attacked; all randomness comes from `generator`. The attack is
+    given the tensors as `learned`. Of a cell's settings each of the two takes those that it names.
+    """
+    if not ATTACKS[name].learns:
+        return None
+    module, function = ATTACKS[name].learns.split(":")
+    return cast(Callable[..., Mapping[str, Tensor]], getattr(importlib.import_module(module), function))
+
+
+def split_settings(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that the attack takes, with those that nobody knows, and those that its learner takes."""
+    learn = learner(name)
+    if learn is None:
+        return dict(settings), {}
+    taken, learned = (inspect.signature(function).parameters for function in (get(name), learn))
+    own = {key: value for key, value in settings.items() if key in taken or key not in learned}
+    return own, {key: value for key, value in settings.items() if key in learned}
 
 
 @dataclass(frozen=True)

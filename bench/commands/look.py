@@ -92,6 +92,9 @@ def show(
         typer.echo(
             f"cost per image at default settings: {forward} forward, {backward} backward rows\n{info.paper}".strip()
         )
+        if info.learns:
+            forward, backward = info.learning_cost()
+            typer.echo(f"learns once a cell, at default settings: {forward:,} forward, {backward:,} backward rows")
     elif plugins.slug(name) in plugins.installed():
         _show_defense(plugins.slug(name), records)
     else:
