@@ -180,7 +180,7 @@ def _single_pixel(pixels: int = 100, **other: object) -> tuple[int, int]:
     return 1 + 2 * pixels, 0
 
 
-def _universal_learns(known: int = 500, epochs: int = 20, **other: object) -> tuple[int, int]:
+def _universal_learns(known: int = 500, epochs: int = 10, **other: object) -> tuple[int, int]:
     """Each known image there and back in every epoch, and once more forward before, between and after them."""
     return known * (2 * epochs + 1), known * epochs
 

@@ -38,9 +38,9 @@ def latent_classifier(
     sign. The defense's own answers are not asked for: `losses` and `step_of_success` are those of the learned
     classifier, `broken` is not told, and images that it gets wrong may well be right behind the defense. Told:
     `latent_classifier_accuracy`, on known images that it was not trained on. Deviations from the paper: the wrong class
-    is any, not a chosen one; the ball bounds the change, which in the longer of its two forms has the weight lambda in
-    the loss; and 40 steps of this size are ours, as is the classifier's architecture: papers on these defenses state
-    none of it. Deterministic: `draws` is not used. Raises ValueError for eps < 0, steps < 1 or an unknown norm.
+    is any, not a chosen one; the ball bounds the change, which an optimiser weighs by lambda in the longer of its two
+    forms; and the steps, their size, the architecture and the training of the classifier are ours, not the paper's.
+    Deterministic: `draws` is not used. Raises ValueError for eps < 0, steps < 1 or an unknown norm.
     """
     if eps < 0 or steps < 1:
         raise ValueError(f"latent_classifier needs eps >= 0 and steps >= 1, got {eps} and {steps}")

@@ -49,7 +49,7 @@ def learn(
     eps: float,
     norm: str = "linf",
     known: int = 500,
-    epochs: int = 20,
+    epochs: int = 10,
     batch_size: int = 50,
     loss: str = "cross_entropy",
     most_loss: float = 9.0,
