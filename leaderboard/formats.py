@@ -26,7 +26,8 @@ _CLASHES = {
 _PUBLISHED = {
     "deepfool": "DeepFool", "apgd_margin": "APGD margin", "apgd_t": "APGD targeted", "square": "Square",
     "towards_class": "Towards a class", "fooling": "Fooling images", "vae_loss": "VAE loss",
-    "universal": "Universal change", "latent_classifier": "Classifier of codes",
+    "overpowered": "Overpowered", "latent_ball": "Latent ball", "latent_distance": "Latent distance",
+    "target_code": "Target code", "universal": "Universal change", "latent_classifier": "Classifier of codes",
     "lagrangian_pgd": "Lagrangian PGD", "orthogonal_pgd": "Orthogonal PGD",
     "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",

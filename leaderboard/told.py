@@ -26,7 +26,7 @@ WORDS = {
     "relative_reconstruction_distance": "reconstruction's distance left",
     "fooled": "fool the bare classifier",
     "class_changed_by_net": "another class to the PGD-trained net",
-    "class_changed_by_neighbours": "another class to the training images",
+    "class_changed_by_neighbours": "another class to its neighbours",
     "class_changed_by_both": "another class to both",
 }
 
@@ -86,7 +86,8 @@ def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
         lines.append(Strength(record.spec, record.seed, accuracy, distance, tuple(map(_numbers(record).get, names))))
     first, several = cells[0], [cell for cell in cells if cell.record.seed == cells[0].record.seed]
     same = all(np.array_equal(cell.outcomes.attacked, first.outcomes.attacked) for cell in several)
-    curves, free = _curves(several), ATTACKS[attack].may_change_class if attack in ATTACKS else False
+    free = attack in ATTACKS and ATTACKS[attack].may_change_class
+    curves = _curves(several) if free else ()
     pooled, every = (
         mean_accuracy([combine(np.stack([per_image(metric, cell) for cell in several]))])
         if same and len(several) > 1 and free and not curves
