@@ -203,8 +203,8 @@ def distortions(cells: Sequence[Cell], protocol: Protocol) -> Iterator[Table]:
         record, far = cell.record, statistics.distortion(clean[_whose(cell)], cell, protocol.l2_radii)
         median = f"{far.median:.3f}" if np.isfinite(far.median) else "∞"
         shares = [percent(float(share)) for share in far.accuracies.mean(axis=1)]
-        n = int(cell.outcomes.attacked.sum())
-        table.add_row(record.defense, record.classifier, _called(record.spec), str(n), median, *shares)
+        n, name = int(cell.outcomes.attacked.sum()), f"{_called(record.spec)} {record.variant}".strip()
+        table.add_row(record.defense, record.classifier, name, str(n), median, *shares)
     yield table
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.protocol import AttackSpec
 from bench.record import TOLD, Record
+from bench.statistics import ordered
 from leaderboard.tables import Row
 
 WORDS = {
@@ -61,7 +62,8 @@ def codes(row: Row) -> Codes | None:
     A fact that is one number becomes a column. LQ-VAE's pair of histograms is shown as such; other tuples are not.
     """
     shown = row.effort.headline_radii if row.effort else ()
-    records = [cell.record for cell in row.cells if cell.record.facts and cell.record.status == "ok"]
+    cells = ordered(row.cells, row.effort) if row.effort else row.cells
+    records = [cell.record for cell in cells if cell.record.facts and cell.record.status == "ok"]
     chosen = [record for record in records if record.attack == "none" or record.eps is None or record.eps in shown]
     names = tuple(dict.fromkeys(name for record in chosen for name in _numbers(record)))
     if not names:
