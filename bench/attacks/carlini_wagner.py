@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, Logits, PerImage, Watch, look, losses, nearest
-from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
+from bench.attacks.adam import adam
 from bench.draws import ImageDraws
 
 INSIDE = 1 - 1e-6  # how far the box is shrunk for tanh, whose inverse is infinite at its walls
@@ -123,10 +123,8 @@ class _Run(PerImage):
         slope = 2 * (self.current - self.centre) - pull * self.gradient
         if box == "tanh":
             slope = slope * 2 * self.current * (1 - self.current)
-        self.mean = DECAY * self.mean + (1 - DECAY) * slope
-        self.square = DECAY_OF_SQUARES * self.square + (1 - DECAY_OF_SQUARES) * slope.square()
-        spread = (self.square / (1 - DECAY_OF_SQUARES**number)).sqrt() + DAMPING
-        self.point = self.point - learning_rate / (1 - DECAY**number) * self.mean / spread
+        self.mean, self.square, step = adam(self.mean, self.square, slope, number, learning_rate)
+        self.point = self.point - step
         if box == "clip":
             self.point = self.point.clamp(0, 1)
         self.current = (self.point.tanh() + 1) / 2 if box == "tanh" else self.point

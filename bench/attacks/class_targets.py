@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, Logits, Watch, chosen, gradient_of, is_blocked, losses, where
-from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
+from bench.attacks.adam import adam
 from bench.draws import ImageDraws
 
 
@@ -164,10 +164,8 @@ def _descend(
             best_broken = best_broken | broken
             if step < steps:
                 gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-                mean = DECAY * mean + (1 - DECAY) * gradient
-                square = DECAY_OF_SQUARES * square + (1 - DECAY_OF_SQUARES) * gradient.square()
-                spread = (square / (1 - DECAY_OF_SQUARES ** (step + 1))).sqrt() + DAMPING
-                current = (current - learning_rate / (1 - DECAY ** (step + 1)) * mean / spread).clamp(0, 1)
+                mean, square, ahead = adam(mean, square, gradient, step + 1, learning_rate)
+                current = (current - ahead).clamp(0, 1)
     return Attacked(best, curve, success, best_broken, watch.share(), watch.looks)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, ThroughCodes, Watch, balls, in_turn, look, losses, where
+from bench.attacks.adam import adam
 from bench.attacks.apgd import ascend
-from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
 from bench.draws import ImageDraws
 
 JITTER = 0.5  # of a start after the first, in units of the size of the image's own code
@@ -100,11 +100,9 @@ def _among_codes(
         best, worth = where(better, pulled.detach(), best), torch.where(better, seen.loss, worth)
         best_broken = best_broken | broken
         gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-        mean = DECAY * mean + (1 - DECAY) * gradient
-        square = DECAY_OF_SQUARES * square + (1 - DECAY_OF_SQUARES) * gradient.square()
-        spread = (square / (1 - DECAY_OF_SQUARES ** (step + 1))).sqrt() + DAMPING
         rate = learning_rate * size * (1 - step / steps)
-        latents = latents + rate / (1 - DECAY ** (step + 1)) * mean / spread
+        mean, square, ahead = adam(mean, square, gradient, step + 1, rate)
+        latents = latents + ahead
     return Attacked(best, torch.stack(curve), success, best_broken, watch.share(), watch.looks)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, PerImage, ThroughCodes, Watch, gradient_of, is_blocked, losses, where
-from bench.attacks.spsa import DAMPING, DECAY, DECAY_OF_SQUARES
+from bench.attacks.adam import adam
 from bench.draws import ImageDraws
 
 SURE = 1.0  # the margin by which a wrong class must win, on average over the noise
@@ -165,10 +165,8 @@ def _checked(model: ThroughCodes, drawn: Tensor, labels: Tensor, checks: Tensor,
 def _descended(s: _Search, gradient: Tensor, step: int, learning_rate: float) -> _Search:
     """The search after a step of Adam along the gradient (N * R, ...)."""
     gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0).view_as(s.latents)
-    s.mean = DECAY * s.mean + (1 - DECAY) * gradient
-    s.square = DECAY_OF_SQUARES * s.square + (1 - DECAY_OF_SQUARES) * gradient.square()
-    spread = (s.square / (1 - DECAY_OF_SQUARES ** (step + 1))).sqrt() + DAMPING
-    s.latents = s.latents - learning_rate / (1 - DECAY ** (step + 1)) * s.mean / spread
+    s.mean, s.square, ahead = adam(s.mean, s.square, gradient, step + 1, learning_rate)
+    s.latents = s.latents - ahead
     return s
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, Logits, balls, look, losses
+from bench.attacks.adam import adam
 from bench.draws import ImageDraws
 
 PUBLISHED_RATE = 0.01
-DECAY, DECAY_OF_SQUARES, DAMPING = 0.9, 0.999, 1e-8  # Adam's (Kingma and Ba 2015, arXiv:1412.6980)
 SLICE_ROWS = 1024  # the images sent through the model at once, draws included; results do not depend on it
 
 
@@ -71,11 +71,8 @@ def spsa(
         if step == steps or len(left) == 0:
             break
         slope = _slope(logits, current[left], labels[left], measure, delta, samples, noise, seen.draws)
-        mean[left] = DECAY * mean[left] + (1 - DECAY) * slope
-        square[left] = DECAY_OF_SQUARES * square[left] + (1 - DECAY_OF_SQUARES) * slope.square()
-        spread = (square[left] / (1 - DECAY_OF_SQUARES ** (step + 1))).sqrt() + DAMPING
-        ahead = current[left] + rate * mean[left] / (1 - DECAY ** (step + 1)) / spread
-        current[left] = ball.project(ahead, images[left], eps)
+        mean[left], square[left], ahead = adam(mean[left], square[left], slope, step + 1, rate)
+        current[left] = ball.project(current[left] + ahead, images[left], eps)
     return Attacked(best, curve, success, best_broken)
 
 
