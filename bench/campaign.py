@@ -316,7 +316,8 @@ class _Desk:
         """The next cell's work, given the cells finished so far."""
         mask = wanted(self.subject, self.view, spec, self.cells)
         known: Sources = self.imitations if spec.imitates_defense else sources
-        return Work(self.subject, self.view, spec, mask, known.get(spec.source))
+        judge = self.examples.judge.weights if self.examples.judge else ""
+        return Work(self.subject, self.view, spec, mask, known.get(spec.source), judge)
 
     def prepare(self, work: Work, sources: Sources, dataset: Dataset, progress: Progress) -> Work:
         """The same work with the net that its attacker trains on what this defense answers, where there is one."""
@@ -467,7 +468,7 @@ def _judge(classifier: str, net: nn.Module, net_weights: str, dataset: Dataset, 
         raise BenchError(
             f"{JUDGE}, which says whether an image changed its class, cannot be used; see purifybench train {JUDGE}"
         )
-    return Judge(found.defense.classifier, dataset.train)
+    return Judge(found.defense.classifier, dataset.train, found.weights)
 
 
 def _imitation(name: str, subject: Subject, dataset: Dataset, progress: Progress) -> SourceNet:

@@ -58,7 +58,8 @@ class AttackInfo:
     taken for another one and does not look at the loss of a classifier: that it fools even a linear one is not in its
     hands. `once` maps the parameters to the rows that a call sends forward whatever the number of its images. One that
     `learns` (`module:function`, see bench.attacks.learner) does so from known images, once a cell, and `learning_cost`
-    are the rows that it sends forward and backward then.
+    are the rows that it sends forward and backward then. `strength` names the parameter that a sweep varies: an attack
+    has the same random numbers at all its values, as at all radii.
     """
 
     function: str
@@ -75,6 +76,7 @@ class AttackInfo:
     through_codes: bool = False
     may_change_class: bool = False
     new_images: bool = False
+    strength: str = ""
     towards_image: bool = False
     once: Callable[..., int] = lambda **_: 0
     learns: str = ""
@@ -291,10 +293,10 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "https://arxiv.org/abs/1712.09196", cost=_through_codes, needs=("decode", "encode"), through_codes=True,
         ),
         "overpowered": AttackInfo(
-            "bench.attacks.overpowered:overpowered", 1, (),
+            "bench.attacks.overpowered:overpowered", 2, (),
             "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
             "https://arxiv.org/abs/1712.09196", cost=_overpowered, needs=("decode", "encode"), through_codes=True,
-            may_change_class=True,
+            may_change_class=True, strength="rho",
         ),
         "latent_distance": AttackInfo(
             "bench.attacks.target_images:in_ball", 1, ("linf", "l2"),
@@ -309,11 +311,11 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("nearest"),
         ),
         "target_code": AttackInfo(
-            "bench.attacks.target_images:penalised", 1, (),
+            "bench.attacks.target_images:penalised", 2, (),
             "The code of another image at the least change (Tabacof et al. 2016)",
             "https://arxiv.org/abs/1612.00155", cost=_target_image(100, 1, "divergence"),
             needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("random"),
-            may_change_class=True,
+            may_change_class=True, strength="constant",
         ),
         "universal": AttackInfo(
             "bench.attacks.universal:universal", 1, ("linf", "l2"),

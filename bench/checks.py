@@ -332,12 +332,15 @@ def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
                 len(codes) == len(images),
                 f"{cls.__name__}.encode returned {len(codes)} codes for {len(images)} images",
             )
+            _expect(bool(codes.isfinite().all()), f"{cls.__name__}.encode gave codes that are not finite")
             if has_door(cls, "decode"):
                 decoded = defense.decode(codes)
                 _expect(
                     decoded.shape == images.shape,
                     f"{cls.__name__}.decode(encode(images)) is {tuple(decoded.shape)}, expected {tuple(images.shape)}",
                 )
+                inside = bool(((decoded >= -CLOSE) & (decoded <= 1 + CLOSE)).all())
+                _expect(inside, f"{cls.__name__}.decode gave images that are not finite or leave [0, 1]")
 
 
 def _differentiated(door: Callable[[Tensor, Generator], Tensor], images: Tensor) -> tuple[Tensor, bool]:

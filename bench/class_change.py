@@ -22,10 +22,12 @@ CHUNK = 4096  # training images compared at once
 
 @dataclass(frozen=True)
 class Judge:
-    """`net` gives logits of images (N, C, H, W); `training` are the images whose labels the neighbours bring."""
+    """`net` gives logits of images (N, C, H, W), `weights` is the hash of its own; `training` are the images whose
+    labels the neighbours bring."""
 
     net: Callable[[Tensor], Tensor]
     training: Split
+    weights: str = ""
 
     def __call__(self, images: Tensor, labels: Tensor) -> Mapping[str, float]:
         """The shares of `images` (N, C, H, W) that no longer show their `labels` (N,) to each judge, and to both."""
@@ -43,9 +45,14 @@ def nearest_class(images: Tensor, training: Split, neighbours: int = NEIGHBOURS)
     best = torch.full((n, neighbours), torch.inf, dtype=flat.dtype, device=flat.device)
     classes = torch.full((n, neighbours), -1, dtype=torch.int64, device=flat.device)
     for some, labels in zip(torch.split(training.images, CHUNK), torch.split(training.labels, CHUNK), strict=True):
-        both = torch.cat([best, torch.cdist(flat, some.flatten(1).to(flat.dtype))], dim=1)
+        both = torch.cat([best, _distances(flat, some.flatten(1).to(flat.dtype))], dim=1)
         named = torch.cat([classes, labels.expand(n, -1)], dim=1)
         best, chosen = both.topk(neighbours, dim=1, largest=False, sorted=True)
         classes = named.gather(1, chosen)
     votes = (classes[:, :, None] == classes[:, None, :]).sum(dim=2)  # (N, neighbours), how many share each one's class
     return classes.gather(1, votes.argmax(dim=1, keepdim=True)).squeeze(1)  # the first of the most frequent
+
+
+def _distances(images: Tensor, others: Tensor) -> Tensor:
+    """(N, M), exact, so that no image's depend on how many are compared at once."""
+    return torch.cdist(images, others, compute_mode="donot_use_mm_for_euclid_dist")

@@ -141,6 +141,7 @@ class Work:
     spec: AttackSpec
     wanted: Wanted
     source: Subject | SourceNet | None = None  # of a transfer attack
+    judge: str = ""  # the weights of who says whether an image changed its class, where the attack may change it
 
     @cached_property
     def key(self) -> str:
@@ -158,6 +159,7 @@ class Work:
         elif self.source is not None:
             decides.append(self.source.answers)
         decides += [surrogate.VERSION] if spec.route == "surrogate" else []
+        decides += [self.judge] if ATTACKS[spec.attack].may_change_class else []
         return seeds.digest(*decides)
 
 
@@ -463,9 +465,11 @@ def _arrays(result: attacks.Attacked, spent: tuple[int, int], seconds: float, *,
 
 
 def _noise(work: Work, examples: Examples, rows: Tensor) -> draws.ImageDraws:
-    """The attack's own random numbers: the same for every radius, so that a larger ball starts further out."""
+    """The attack's own random numbers: the same for every radius, so that a larger ball starts further out, and for
+    every strength of a sweep."""
     spec = work.spec
-    purpose = (work.protocol.seed, "attack", spec.attack, spec.params, examples.dataset)
+    params = tuple((name, value) for name, value in spec.params if name != ATTACKS[spec.attack].strength)
+    purpose = (work.protocol.seed, "attack", spec.attack, params, examples.dataset)
     return draws.ImageDraws.derived(examples.indices[rows], *purpose)
 
 

@@ -121,7 +121,11 @@ def class_acceptance(defense: Defense, *, threshold: float, eot: int, seed_parts
 
 class Codes(Target):
     """A target whose encoder and decoder the attacker may use, as bench.attacks.ThroughCodes asks: each image sent
-    through either, or through the bare classifier, is a row as well."""
+    through either, or through the bare classifier, is a row as well.
+
+    Codes and images that are not finite, or of another number or shape, raise ValueError: an attack that went on with
+    them would flatter the defense. Images beyond [0, 1] are clipped.
+    """
 
     def __init__(self, logits: Callable[[Tensor], Tensor], defense: Defense, known: Split) -> None:
         super().__init__(logits)
@@ -134,18 +138,21 @@ class Codes(Target):
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (N, ...)."""
-        return self._counted(self._defense.encode(images.clone()))
+        codes = self._defense.encode(images.clone())
+        return self._counted(_sound(codes, "encode", len(images)))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and log-variance, each (N, D); None where the defense has no posterior."""
         if not has_door(self._defense, "posterior"):
             return None
         mean, log_variance = self._defense.posterior(images.clone())
-        return self._counted(mean), log_variance
+        mean = _sound(mean, "posterior", len(images))
+        return self._counted(mean), _sound(log_variance, "posterior", len(images), mean.shape[1:])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) from codes."""
-        return self._counted(self._defense.decode(latents.clone()))
+        shape = self.known_images.shape[1:]
+        return self._counted(_sound(self._defense.decode(latents.clone()), "decode", len(latents), shape).clamp(0, 1))
 
     def _counted(self, found: Tensor) -> Tensor:
         self.forward_rows += len(found)
@@ -155,6 +162,18 @@ class Codes(Target):
 
     def _count_image(self, gradient: Tensor) -> None:
         self.backward_rows += len(gradient)
+
+
+def _sound(found: Tensor, door: str, rows: int, shape: torch.Size | None = None) -> Tensor:
+    """What a door gave, if it is one finite tensor a row, and of `shape` where that is known."""
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise ValueError(f"{door} gave no tensor of floating point numbers")
+    if found.ndim < 2 or len(found) != rows or (shape is not None and found.shape[1:] != shape):
+        expected = "" if shape is None else f", expected {(rows, *shape)}"
+        raise ValueError(f"{door} gave {tuple(found.shape)} for {rows} rows{expected}")
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{door} gave numbers that are not finite")
+    return found
 
 
 def through_codes(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], known: Split) -> Codes:

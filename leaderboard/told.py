@@ -104,7 +104,7 @@ def _curves(cells: Sequence[Cell]) -> tuple[tuple[str, DistortionCurve], ...]:
     for name, what in NEARER.items():
         pairs = [(told.get(FURTHER), told.get(name)) for told in (_numbers(cell.record) for cell in cells)]
         whole = [(far, near) for far, near in pairs if far is not None and near is not None]
-        if len(whole) > 1 and len(whole) == len(pairs):
+        if len(whole) > 1 and len(whole) == len(pairs) and min(map(min, whole)) >= 0:
             found.append((what, distortion_curve(whole)))
     return tuple(found)
 

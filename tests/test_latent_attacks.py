@@ -24,7 +24,7 @@ class TwoClasses(nn.Module):
         self.scale = scale
 
     def forward(self, images: Tensor) -> Tensor:
-        first = (images.flatten(1) - 0.5) @ ROWS[0]
+        first = (images.flatten(1) - 0.5) @ ROWS[0].to(images)
         return torch.stack([torch.zeros_like(first), self.scale * first], dim=1)
 
 
@@ -42,10 +42,21 @@ class Linear(Defense):
         return pure.detach() if self.hidden else pure
 
     def encode(self, images: Tensor) -> Tensor:
-        return (images.flatten(1) - 0.5) @ ROWS.T
+        return (images.flatten(1) - 0.5) @ ROWS.T.to(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return 0.5 + (latents @ ROWS).view(-1, *SHAPE)
+        return 0.5 + (latents @ ROWS.to(latents)).view(-1, *SHAPE)
+
+
+class NeedsImages(Linear):
+    """Cannot be shown an empty batch."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return super().encode(images.view(len(images), -1).view(-1, *SHAPE))
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        assert len(images), "nothing was sent"
+        return super().logits(images, generator)
 
 
 @pytest.fixture
@@ -89,6 +100,11 @@ class TestInsideTheBall:
         )
         assert torch.equal(whole.broken, early.broken) and torch.equal(whole.step_of_success, early.step_of_success)
         assert torch.allclose(whole.losses[:, ~whole.broken], early.losses[:, ~whole.broken])
+
+    def test_a_batch_that_is_broken_among_codes_sends_nothing_more(self, images):
+        found = attacked("latent_ball", NeedsImages(), images, norm="l2", eps=2.0, steps=40, stop_when_broken=True)
+        assert found.broken.all() and found.losses.shape == (41, 20)
+        assert (found.step_of_success < 20).all()
 
     @pytest.mark.parametrize("wrong", [{"eps": -1.0}, {"steps": 1}, {"restarts": 0}, {"learning_rate": 0.0}])
     def test_settings_that_make_no_sense_are_refused(self, wrong, images):
@@ -150,12 +166,67 @@ class TestOverpowered:
         assert (found.step_of_success > 0).all() and found.told["in_bound"].min() == 1
         assert not torch.equal(found.losses[-1], found.losses[-2])
 
+    def test_where_the_bound_is_out_of_reach_the_nearest_version_comes_back(self, images):
+        """Of images beside the span of the rows what is drawn stays 0.2 away; a bound of 0.1 holds nothing."""
+        beside = torch.linalg.qr(torch.cat([ROWS, torch.eye(16, dtype=torch.float64)[:1]]).T).Q[:, -1]
+        away = (images[0] + 0.2 * beside.view(1, *SHAPE), images[1])
+        found = attacked("overpowered", Linear(), away, rho=0.0, bound=0.1, steps=40, learning_rate=0.02, copies=3)
+        assert found.told["in_bound"].max() == 0
+        distance = (found.images - away[0]).flatten(1).norm(dim=1)
+        assert torch.allclose(distance, torch.full_like(distance, 0.2))  # the code of the image itself is nearest
+        floats = (away[0].float(), away[1])
+        again = attacked("overpowered", Linear().float(), floats, rho=0.0, bound=0.1, steps=40, learning_rate=0.02)
+        assert torch.allclose((again.images - floats[0]).flatten(1).norm(dim=1), torch.tensor(0.2), atol=1e-5)
+
+    def test_as_published_the_surest_version_comes_back_not_the_first(self, images):
+        near = (images[0][:5].float(), images[1][:5])
+        settings = {"rho": 0.0, "bound": 2.0, "steps": 60, "learning_rate": 0.01, "copies": 2, "rule": "published"}
+        found = attacked("overpowered", Linear().float(), near, **settings)
+        margin = TwoClasses()(found.images)[:, 1]
+        best = found.losses.amax(dim=0)  # at any step: none lies outside the bound here
+        assert torch.allclose(margin, best, atol=1e-3) and (margin > 1.5).all()
+
+    def test_a_decoder_without_a_gradient_leaves_evidence(self, images):
+        class Detached(Linear):
+            def decode(self, latents: Tensor) -> Tensor:
+                return super().decode(latents).detach()
+
+        assert float(attacked("overpowered", Detached(), images, steps=5).blocked.min()) == 1
+
     @pytest.mark.parametrize(
         "wrong", [{"rho": -1.0}, {"bound": 0.0}, {"copies": 0}, {"steps": 0}, {"rule": "own"}, {"noise_draws": 0}]
     )
     def test_settings_that_make_no_sense_are_refused(self, wrong, images):
         with pytest.raises(ValueError, match="overpowered needs"):
             attacked("overpowered", Linear(), images, **wrong)
+
+
+class TestDoors:
+    @pytest.mark.parametrize("name", ["latent_ball", "overpowered", "latent_distance", "target_code"])
+    @pytest.mark.parametrize(
+        ("door", "given", "says"),
+        [
+            ("encode", lambda codes: codes * torch.nan, "encode gave numbers that are not finite"),
+            ("encode", lambda codes: codes[:1], "encode gave .* for 20 rows"),
+            ("decode", lambda drawn: drawn / 0, "decode gave numbers that are not finite"),
+            ("decode", lambda drawn: drawn.flatten(1), "decode gave .* expected"),
+        ],
+        ids=["NaN codes", "one code for all", "infinite images", "flat images"],
+    )
+    def test_a_door_that_gives_garbage_ends_the_attack(self, name, door, given, says, images):
+        broken = type("Broken", (Linear,), {door: lambda self, value: given(getattr(Linear, door)(self, value))})
+        settings = {"eps": 0.1} if name in ("latent_ball", "latent_distance") else {}
+        labels = torch.arange(20) % 2
+        with pytest.raises(ValueError, match=says):
+            attacked(name, broken(), (images[0], labels), **settings)
+
+    def test_images_beyond_black_and_white_are_clipped(self, images):
+        class Bright(Linear):
+            def decode(self, latents: Tensor) -> Tensor:
+                return 3 * super().decode(latents)
+
+        found = attacked("overpowered", Bright(), images, steps=3)
+        assert found.images.max() <= 1
 
 
 class TestClassChange:

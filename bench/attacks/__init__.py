@@ -162,7 +162,7 @@ def look(
         scores = logits(attacked)
         even = scores if scores.ndim == 2 else losses.evened(scores)
         value = losses.mean_over_draws(loss(even, labels) if target is None else loss(even, labels, target))
-    gradient = gradient_of(value, attacked)
+        gradient = gradient_of(value, attacked)
     lost = ~value.detach().isfinite()
     return Look(
         torch.where(lost, torch.inf, value.detach()),

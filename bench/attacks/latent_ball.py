@@ -7,6 +7,8 @@ decoder draws lies in a small ball around a real one, so each is pulled to the n
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,8 @@ def latent_ball(
     further ones lie near it. Codes move by Adam, at a rate that falls from `learning_rate` times the size of the
     image's code (its root mean square) to nothing; then Auto-PGD (Croce and Hein 2020, arXiv:2003.01690) leaves what
     decoders can draw from the best image so far. Both raise the margin. Returned images, draws and `stop_when_broken`
-    are as in bench.attacks.apgd. Raises ValueError for eps < 0, fewer than two steps, restarts < 1, learning_rate <= 0
-    or an unknown norm.
+    are as in bench.attacks.apgd, but that no image leaves in the first half. Raises ValueError for eps < 0, fewer than
+    two steps, restarts < 1, learning_rate <= 0 or an unknown norm.
     """
     if eps < 0 or steps < 2 or restarts < 1 or learning_rate <= 0:
         raise ValueError(
@@ -55,6 +57,8 @@ def latent_ball(
         if stop_when_broken and drawn.broken is not None:
             left = left[~drawn.broken]
         rest = steps - steps // 2
+        if not len(left):
+            return _repeated(drawn, rest)
         there = drawn.rows(left)
         freed = ascend(
             model, some[left], classes[left], None, there.images, eps, ball, losses.margin, rest, stop_when_broken
@@ -79,7 +83,8 @@ def _among_codes(
     everyone, watch = torch.arange(len(images), device=images.device), Watch(images)
     with torch.no_grad():
         latents = model.encode(images)
-    size = _column(latents.flatten(1).square().mean(dim=1).sqrt(), latents)
+    length = latents.flatten(1).square().mean(dim=1).sqrt()
+    size = _column(torch.where(length > 0, length, 1), latents)
     if jitter:
         latents = latents + jitter * size * draws.normal(*latents.shape[1:]).to(latents.dtype)
     mean, square = torch.zeros_like(latents), torch.zeros_like(latents)
@@ -122,10 +127,12 @@ def _joined(drawn: Attacked, left: Tensor, there: Attacked, freed: Attacked, ste
         blocked,
         looks,
     )
-    repeated = torch.cat([drawn.losses, drawn.losses[-1:].expand(steps + 1, -1)])
-    return Attacked(drawn.images, repeated, drawn.step_of_success, drawn.broken, drawn.blocked, drawn.looks).with_rows(
-        left, whole
-    )
+    return _repeated(drawn, steps).with_rows(left, whole)
+
+
+def _repeated(drawn: Attacked, steps: int) -> Attacked:
+    """The search among codes, its last loss repeated for the start and the `steps` that follow."""
+    return replace(drawn, losses=torch.cat([drawn.losses, drawn.losses[-1:].expand(steps + 1, -1)]))
 
 
 def _through(pulled: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:

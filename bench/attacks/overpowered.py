@@ -85,8 +85,8 @@ def overpowered(
         multiplier=latents.new_full(latents.shape[:2], PUBLISHED_MULTIPLIER if published else MULTIPLIER),
     )  # fmt: skip
     success, found = torch.where(lost, 0, -1), images.clone()
-    worth = torch.full((len(images),), -torch.inf, dtype=images.dtype, device=images.device)
-    curve = worth.repeat(steps + 1, 1)
+    worth = torch.full((len(images),), -torch.inf, dtype=torch.float64, device=images.device)
+    curve = worth.to(images.dtype).repeat(steps + 1, 1)
     for step in range(steps + 1):
         curve[step] = curve[step - 1]
         if not len(s.row):
@@ -97,12 +97,11 @@ def overpowered(
         shape = (len(s.row), copies, *images.shape[1:])
         here = drawn.detach().view(shape)  # (N, R, C, H, W)
         gap, gradient = _gap(model, here, s.labels, _noise(draws, rho, s.clean, copies, noise_draws), step < steps)
-        watch.note(s.row, torch.zeros_like(s.labels, dtype=torch.bool), is_blocked(gradient) if step < steps else None)
         away = here - s.clean[:, None]
         distance = away.flatten(2).square().sum(dim=2) / bound**2  # (N, R), at most 1 inside
         sure = _checked(model, here, s.labels, s.checks, (distance <= 1) & (gap <= -SURE))
-        value = torch.where(distance <= 1, -gap, -FAR - distance) + FAR * sure
-        top, copy = value.max(dim=1)
+        value = torch.where(distance <= 1, -gap.double(), -FAR - distance.double()) + FAR * sure
+        top, copy = value.nan_to_num(nan=-torch.inf).max(dim=1)
         better = top > worth[s.row]
         curve[step, s.row] = torch.nan_to_num(-gap, nan=torch.inf).amax(dim=1)
         chosen = here[torch.arange(len(s.row), device=copy.device), copy]
@@ -115,9 +114,9 @@ def overpowered(
         near = published & (distance <= 0.5)
         weight = s.multiplier * (bound**2 / pixels if published else 1.0)
         pull = torch.where(near, 0.0, weight)[:, :, None, None, None] * 2 * away / bound**2
-        s = _descended(
-            s, _through(drawn, moved, (torch.nan_to_num(gradient) + pull).flatten(0, 1)), step, learning_rate
-        )
+        slope = _through(drawn, moved, (torch.nan_to_num(gradient) + pull).flatten(0, 1)).view_as(s.latents)
+        watch.note(s.row, torch.zeros_like(done), is_blocked(gradient) | is_blocked(slope))
+        s = _descended(s, slope, step, learning_rate)
         if published:
             spread = torch.where(near, -1.0, distance * bound**2 / pixels)
             s.multiplier = s.multiplier + PUBLISHED_DUAL_RATE * spread
@@ -163,8 +162,8 @@ def _checked(model: ThroughCodes, drawn: Tensor, labels: Tensor, checks: Tensor,
 
 
 def _descended(s: _Search, gradient: Tensor, step: int, learning_rate: float) -> _Search:
-    """The search after a step of Adam along the gradient (N * R, ...)."""
-    gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0).view_as(s.latents)
+    """The search after a step of Adam along the gradient (N, R, ...)."""
+    gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
     s.mean, s.square, ahead = adam(s.mean, s.square, gradient, step + 1, learning_rate)
     s.latents = s.latents - ahead
     return s

@@ -232,7 +232,9 @@ class _Look:
         if not last:  # a search that has arrived needs no gradient
             everyone = torch.arange(len(images), device=images.device)
             self.watch.note(everyone, self.broken, is_blocked(gradient) & ~(value == 0))
-        return torch.nan_to_num(value, nan=torch.inf), torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        return torch.nan_to_num(value, nan=torch.inf, posinf=torch.inf), torch.nan_to_num(
+            gradient, posinf=0.0, neginf=0.0
+        )
 
 
 Search = Callable[[Tensor, Callable[[Tensor], Tensor], _Look], tuple[Tensor, Tensor]]
@@ -260,7 +262,7 @@ def _each_target(
         wrong, certain = _is_wrong(model, images, labels)
         clean = Seen.by(model, images)
         clean_drawn = model.decode(clean.codes)
-        chosen = _targets(model, clean.codes, labels, draws, targets, choice, known)  # (N, targets)
+        chosen = _targets(model, clean, labels, draws, targets, choice, known)  # (N, targets)
 
     def run(index: Tensor, rows: Tensor, _: ImageDraws) -> Attacked:
         start, watch, was_wrong = clean.rows(rows), Watch(images[rows]), wrong[rows]
@@ -310,7 +312,7 @@ def _told(model: ThroughCodes, clean: Seen, clean_drawn: Tensor, target: Seen, f
 
 
 def _targets(
-    model: ThroughCodes, codes: Tensor, labels: Tensor, draws: ImageDraws, targets: int, choice: str, known: int
+    model: ThroughCodes, clean: Seen, labels: Tensor, draws: ImageDraws, targets: int, choice: str, known: int
 ) -> Tensor:
     """The indices of up to `targets` known images for each image, one of each other class, best first: (N, targets)."""
     if choice not in CHOICES:
@@ -325,9 +327,9 @@ def _targets(
     if choice == "random":
         far = draws.uniform(len(known_labels))
     else:
-        pieces = torch.split(model.known_images[:known].to(codes.dtype), PIECE)
+        pieces = torch.split(model.known_images[:known].to(clean.images.dtype), PIECE)
         held = torch.cat([Seen.by(model, piece).codes.flatten(1) for piece in pieces])
-        far = torch.cdist(codes.flatten(1), held, compute_mode="donot_use_mm_for_euclid_dist")  # (N, M)
+        far = torch.cdist(clean.codes.flatten(1), held, compute_mode="donot_use_mm_for_euclid_dist")  # (N, M)
         far = far.nan_to_num(nan=torch.inf)
     best, worth = [], []
     for one in classes.tolist():  # the best known image of each class
