@@ -151,8 +151,8 @@ class Codes(Target):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) from codes."""
-        shape = self.known_images.shape[1:]
-        return self._counted(_sound(self._defense.decode(latents.clone()), "decode", len(latents), shape).clamp(0, 1))
+        drawn = _sound(self._defense.decode(latents.clone()), "decode", len(latents), self.known_images.shape[1:])
+        return self._counted(drawn + (drawn.clamp(0, 1) - drawn).detach())  # a clamp has no gradient at its ends
 
     def _counted(self, found: Tensor) -> Tensor:
         self.forward_rows += len(found)

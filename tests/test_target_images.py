@@ -6,12 +6,11 @@ import itertools
 
 import pytest
 import torch
-from models import Flat
 from torch import Generator, Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from bench import attacks, campaign, catalog, draws, protocol, threat
-from bench.attacks import target_images
+from bench.attacks import Logits, target_images
 from bench.attacks.target_images import Seen
 from bench.data import Split
 from bench.defense import Defense
@@ -19,7 +18,29 @@ from bench.defense import Defense
 SHAPE, CODE = (1, 4, 4), 5
 
 
-class Linear(Flat):
+class Pixels:
+    """A model of its logits whose codes are the pixels in a row, off by a half, and which knows some images."""
+
+    def __init__(self, logits: Logits, known: tuple[Tensor, Tensor]) -> None:
+        self._logits, (self.known_images, self.known_labels) = logits, known
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._logits(images.clone())
+
+    def classify(self, images: Tensor) -> Tensor:
+        return self._logits(images.clone())
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.flatten(1) - 0.5
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents + 0.5).view(-1, *SHAPE)
+
+
+class Linear(Pixels):
     """Codes A(x - 1/2) with A orthonormal, decoded by its transpose; the class is that of the nearest mean.
 
     With a `variance` there is a posterior of that variance around the codes.
@@ -109,7 +130,9 @@ def test_with_a_posterior_the_divergence_is_minimised(goal, halves, images):
 
 def test_the_walls_hold(images):
     """With pixels as codes, C = 1 and a target in the middle of the way, every pixel goes half of it."""
-    model = Flat(first_pixels, (torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, *SHAPE).double(), torch.arange(2)))
+    model = Pixels(
+        first_pixels, (torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, *SHAPE).double(), torch.arange(2))
+    )
     found = attacked("target_code", model, images, constant=1.0).images
     assert torch.allclose(found, (images[0] + 1) / 2)
     free = attacked("target_code", model, (images[0] * 0 + 0.9, images[1]), constant=0.0)
@@ -212,7 +235,7 @@ def test_in_an_l2_ball_the_code_goes_straight_to_the_target_as_far_as_it_may(eps
 @pytest.mark.parametrize("eps", [0.05, 0.2, 0.4])
 def test_in_a_linf_ball_around_pixels_each_goes_to_the_target_as_far_as_it_may(name, eps, images):
     known = torch.rand(2, *SHAPE, generator=Generator().manual_seed(7), dtype=torch.float64)
-    model = Flat(first_pixels, (known, torch.arange(2)))
+    model = Pixels(first_pixels, (known, torch.arange(2)))
     found = attacked(name, model, images, eps=eps, steps=100)
     best = images[0] + (known[1] - images[0]).clamp(-eps, eps)
     assert torch.allclose(found.images, best, atol=0.02 * eps)
@@ -303,8 +326,8 @@ def test_a_gradient_that_leads_nowhere_leaves_evidence(name):
 def chosen(model, images, **given) -> Tensor:
     settings = {"targets": 2, "choice": "nearest", "known": 500, **given}
     noise = draws.ImageDraws.derived(torch.arange(len(images[0])), "test")
-    codes = Seen.by(model, images[0]).codes
-    return target_images._targets(model, codes, images[1], noise, *settings.values())
+    seen = Seen.by(model, images[0])
+    return target_images._targets(model, seen, images[1], noise, *settings.values())
 
 
 def test_the_nearest_images_of_the_other_classes_are_chosen(images):
@@ -327,7 +350,7 @@ def test_random_targets_are_the_image_s_own(images):
     order = chosen(model, (images[0], labels), choice="random")
     assert len(set(order[:, 0].tolist())) > 4 and bool((model.known_labels[order] != labels[:, None]).all())
     noise = draws.ImageDraws.derived(torch.arange(10), "test").rows(torch.tensor([7]))
-    alone = target_images._targets(model, model.encode(images[0][7:8]), labels[7:8], noise, 2, "random", 500)
+    alone = target_images._targets(model, Seen.by(model, images[0][7:8]), labels[7:8], noise, 2, "random", 500)
     assert torch.equal(alone[0], order[7])
 
 
