@@ -2,8 +2,8 @@
 
 Attacks without a small ball may turn a digit into another one, and then a "wrong" answer is right. No label tells; a
 net trained on PGD images (Madry et al. 2018), whose mistakes are those of the eye more than other nets', and the images
-nearest in the training set stand in. Either alone errs on a tenth of the images or more, so a change of class counts
-where both see it.
+nearest in the training set stand in. Either errs, and on attacked images more than on clean ones, so a change of class
+counts where both see it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,10 @@ import pytest
 
 from bench.submissions.verify import Comparison
 
-FACTS = {"silhouette": 0.5, "codes_moved": 0.8, "codes_astray": 0.25, "map.clean.x": (0.1, -0.9, 1.0, 0.0)}
+FACTS = {
+    "silhouette": 0.5, "codes_moved": 0.8, "codes_astray": 0.25, "map.clean.x": (0.1, -0.9, 1.0, 0.0),
+    "map.neighbour": (3.0, 3.0, 7.0, 1.0),
+}  # fmt: skip
 
 
 def problem(make_cell, again, **changes) -> str:
@@ -24,6 +27,19 @@ def test_the_numbers_of_the_codes_are_compared(make_cell, name):
     elsewhere = make_cell().record.run.model_copy(update={"device": "other"})
     assert "facts differ" in problem(make_cell, {name: 0.4}, run=elsewhere)
     assert problem(make_cell, {name: FACTS[name] + 0.001}, run=elsewhere) == "", "a hundredth is borne there"
+
+
+def test_what_codes_lie_beside_is_compared_and_two_equally_near_are_borne_elsewhere(make_cell):
+    assert "facts differ" in problem(make_cell, {"map.neighbour": (3.0, 3.0, 7.0, 2.0)})
+    elsewhere = make_cell().record.run.model_copy(update={"device": "other"})
+    many = tuple(float(k % 10) for k in range(100))
+    for changed, borne in ((4, True), (8, False)):
+        new = (*((k + 1) % 10 for k in many[:changed]), *many[changed:])
+        found = Comparison(
+            make_cell(facts={**FACTS, "map.neighbour": many}),
+            make_cell(facts={**FACTS, "map.neighbour": new}, run=elsewhere),
+        ).problem
+        assert (found == "") == borne
 
 
 def test_a_record_from_before_codes_were_followed_is_confirmed(make_cell):
