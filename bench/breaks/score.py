@@ -107,19 +107,20 @@ def _scored(
 
     def shown(part: Tensor) -> tuple[Arrays, str]:
         here = rows[part].to(examples.indices.device)
-        return evaluation.score_chunk(subject, view, spec, examples, here, {"images": images[part.numpy()]})
+        arrays, error = evaluation.score_chunk(subject, view, spec, examples, here, {"images": images[part.numpy()]})
+        return {name: array for name, array in arrays.items() if name not in ("exhibits", "seconds")}, error
 
     with progress.task(f"{subject.name} · {len(rows)} images of a break", total=len(rows)) as advance:
         for part in torch.split(torch.arange(len(rows)), device.chunk_size(examples.indices.device)):
             arrays, error = shown(part)
             if error and len(part) > 1 and (arrays["predicted"] == -1).all():
                 alone = [shown(one) for one in torch.split(part, 1)]
-                arrays = {name: np.concatenate([a[name] for a, _ in alone]) for name in arrays if name != "exhibits"}
+                arrays = {name: np.concatenate([a[name] for a, _ in alone]) for name in arrays}
                 error = "; ".join(dict.fromkeys(problem for _, problem in alone if problem))
             found.append(arrays)
             errors += [error] if error else []
             advance(len(part))
-    together = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0] if name != "exhibits"}
+    together = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
     return together, "; ".join(dict.fromkeys(errors))[:2000]
 
 
