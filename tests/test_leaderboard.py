@@ -805,7 +805,7 @@ def test_an_l2_radius_needs_a_white_box_attack_at_every_radius(
         ("uniform_noise", "uniform noise"),
         ("cw_l2", "CW-L2"),
         ("vae_loss", "VAE loss"),
-        ("latent_distance", "latent distance"),
+        ("latent_distance", "Latent distance"),
     ],
 )
 def test_attacks_are_named_as_published(name: str, shown: str) -> None:

@@ -171,7 +171,7 @@ def test_a_defense_that_raises_while_the_attack_learns_gains_nothing(tmp_path):
 def test_a_classifier_of_codes_is_a_cell_that_tells_how_good_it_is(tmp_path):
     cell = measure(Coded, tmp_path, CODES)[CODES.slug]
     assert cell.record.status == "ok", cell.record.error
-    assert 0.5 < cell.record.facts["latent_classifier_accuracy"] <= 1
+    assert 0.5 < cell.record.facts["attack.latent_classifier_accuracy"] <= 1
     assert (cell.record.forward_rows, cell.record.backward_rows) == (N * 6 + 201, N * 5)
     assert float(cell.outcomes.linf.max()) <= 0.3 + 1e-6
     assert CODES.slug not in measure(Fake, tmp_path, CODES), "it needs an encoder"

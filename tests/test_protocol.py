@@ -336,6 +336,7 @@ PUBLISHED = {
     "papers-v1-lq-vae-mnist": "adb9c9a473e04ea5292a7d6e8f6d98ed3273fc9f321075db41bcb767115dbf63",
     "papers-v1-lq-vae-fmnist": "bd97cd584ff275168cc5398a6f7762ab589e678994a835d17e2976583e176362",
     "papers-v1-mad-vae-mnist": "47219b881fd3b0b37a24a7702847ab83693d1ecf0ba74a051ee2c3287cfa2734",
+    "papers-v1-mad-vae-overpowered-mnist": "ae07ae01b2d0bda3b8b87d73b123e0c0be1aec4e801063e236bdc3f9d07e0d3c",
     "papers-v1-mad-vae-black-box-mnist": "dcf2261c3de2824057fce6a87ad3bfa7c3a426ad250edafa7ee21fdc7e549538",
     "papers-v1-vq-vae-mnist": "3afae73b3ef1525d1d898652357fcc1961a02c78fb11ed7a85e91eb36dc54b8c",
     "papers-v1-defense-gan-mnist": "25f813c66d69ab49a917d47f16bdd135dd1768be070d65d37bf5211b719b381a",

@@ -219,7 +219,7 @@ def _kept(cache: ChunkCache, cell: Cell) -> tuple[str, dict[str, np.ndarray]]:
     rows = np.flatnonzero(cell.outcomes.attacked).tolist()
     for path in cache.folder.glob("??/*.npz"):
         arrays, state = cache.read(path.stem), ImagesHash()
-        if len(arrays["images"]) == len(rows):
+        if len(arrays.get("images", ())) == len(rows):  # a run that was stopped leaves scores, too
             state.add(rows, arrays["images"])
         if state.sha256() == cell.record.images_sha256:
             return path.stem, arrays
