@@ -68,14 +68,8 @@ def white_box(
     of the call, so an attack is repeatable and never sees the draws that score it. `surrogate` maps images to purified
     ones and is needed for the route of that name. Raises BenchError for an unknown route.
     """
-    routes: dict[str, Door] = {
-        "autograd": defense.logits,
-        "bpda": defense.surrogate_logits,
-        "surrogate": _imitated(defense, surrogate),
-    }
-    if route not in routes:
-        raise unknown("white-box route", route, routes)
-    return Target(_folded(defense, routes[route], eot, seed_parts))
+    door = _door(defense, route, "white-box route", surrogate=_imitated(defense, surrogate))
+    return Target(_folded(defense, door, eot, seed_parts))
 
 
 def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
@@ -84,13 +78,11 @@ def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed
 
     The logits have the gradient of `route`, "autograd" or "bpda", the slack always its own: the contract demands one.
     """
-    doors: dict[str, Door] = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
-    if route not in doors:
-        raise unknown("route past a detector", route, doors)
+    door = _door(defense, route, "route past a detector")
 
     def answers(images: Tensor, generator: Generator) -> Tensor:
         state = generator.get_state()
-        logits = doors[route](images, generator)
+        logits = door(images, generator)
         generator.set_state(state)
         slack = threshold - defense.rejection_score(images, generator)
         return torch.cat([logits, slack[:, None]], dim=1)
@@ -179,10 +171,8 @@ def _sound(found: Tensor, door: str, rows: int, shape: torch.Size | None = None)
 def through_codes(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], known: Split) -> Codes:
     """The defense as `white_box` gives it, along `route` "autograd" or "bpda", and its encoder and decoder beside;
     `known` are images of the same data, none of them attacked here. Raises BenchError for another route."""
-    doors: dict[str, Door] = {"autograd": defense.logits, "bpda": defense.surrogate_logits}
-    if route not in doors:
-        raise unknown("route through codes", route, doors)
-    return Codes(_folded(defense, doors[route], eot, seed_parts), defense, known)
+    door = _door(defense, route, "route through codes")
+    return Codes(_folded(defense, door, eot, seed_parts), defense, known)
 
 
 def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
@@ -197,6 +187,14 @@ def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) ->
             return answers(images.detach()).detach()
 
     return Target(logits)
+
+
+def _door(defense: Defense, route: str, called: str, **more: Door) -> Door:
+    """The method of the defense whose gradient `route` uses, or one of `more`. Raises BenchError for another route."""
+    doors = {"autograd": defense.logits, "bpda": defense.surrogate_logits, **more}
+    if route not in doors:
+        raise unknown(called, route, doors)
+    return doors[route]
 
 
 def _folded(defense: Defense, door: Door, eot: int, seed_parts: tuple[object, ...]) -> Callable[[Tensor], Tensor]:

@@ -200,6 +200,21 @@ def gradient_of(value: Tensor, images: Tensor, keep_graph: bool = False) -> Tens
     return torch.zeros_like(images) if gradient is None else gradient
 
 
+def gradient_through(drawn: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at the codes (N, ...) of what has the given `gradient` (N, C, H, W) at the images drawn from them;
+    zero where there is none."""
+    found = None
+    if drawn.requires_grad:
+        (found,) = torch.autograd.grad(drawn, codes, gradient, allow_unused=True)
+    return torch.zeros_like(codes) if found is None else found
+
+
+def size_of(codes: Tensor) -> Tensor:
+    """The root mean square of each image's code, (N, 1, ...) for codes (N, ...); 1 for a code of zeros."""
+    size = codes.flatten(1).square().mean(dim=1).sqrt()
+    return torch.where(size > 0, size, 1).view(-1, *[1] * (codes.ndim - 1))
+
+
 def is_blocked(gradient: Tensor) -> Tensor:
     """Which gradients (N, ...) lead nowhere, (N,): zero everywhere or not finite somewhere."""
     size = gradient.flatten(1).abs().sum(dim=1)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, ThroughCodes, Watch, balls, in_turn, look, losses, where
+from bench.attacks import Attacked, ThroughCodes, Watch, balls, gradient_through, in_turn, look, losses, size_of, where
 from bench.attacks.adam import adam
 from bench.attacks.apgd import ascend
 from bench.draws import ImageDraws
@@ -83,8 +83,7 @@ def _among_codes(
     everyone, watch = torch.arange(len(images), device=images.device), Watch(images)
     with torch.no_grad():
         latents = model.encode(images)
-    length = latents.flatten(1).square().mean(dim=1).sqrt()
-    size = _column(torch.where(length > 0, length, 1), latents)
+    size = size_of(latents)
     if jitter:
         latents = latents + jitter * size * draws.normal(*latents.shape[1:]).to(latents.dtype)
     mean, square = torch.zeros_like(latents), torch.zeros_like(latents)
@@ -96,7 +95,7 @@ def _among_codes(
             codes = latents.detach().requires_grad_()
             pulled = ball.project(model.decode(codes), images, eps)
         seen = look(model, pulled.detach(), labels, losses.margin)
-        gradient = _through(pulled, codes, seen.gradient)
+        gradient = gradient_through(pulled, codes, seen.gradient)
         watch.note(everyone, seen.broken, seen.blocked)
         success = torch.where((success < 0) & seen.broken, step, success)
         curve.append(seen.loss)
@@ -133,15 +132,3 @@ def _joined(drawn: Attacked, left: Tensor, there: Attacked, freed: Attacked, ste
 def _repeated(drawn: Attacked, steps: int) -> Attacked:
     """The search among codes, its last loss repeated for the start and the `steps` that follow."""
     return replace(drawn, losses=torch.cat([drawn.losses, drawn.losses[-1:].expand(steps + 1, -1)]))
-
-
-def _through(pulled: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient at the codes of a loss whose gradient at the pulled images is given; zero where there is none."""
-    if not pulled.requires_grad:
-        return torch.zeros_like(codes)
-    (found,) = torch.autograd.grad(pulled, codes, gradient, allow_unused=True)
-    return torch.zeros_like(codes) if found is None else found
-
-
-def _column(values: Tensor, latents: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (latents.ndim - 1))

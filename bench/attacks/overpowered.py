@@ -11,7 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, PerImage, ThroughCodes, Watch, gradient_of, is_blocked, losses, where
+from bench.attacks import (
+    Attacked,
+    PerImage,
+    ThroughCodes,
+    Watch,
+    gradient_of,
+    gradient_through,
+    is_blocked,
+    losses,
+    size_of,
+    where,
+)
 from bench.attacks.adam import adam
 from bench.draws import ImageDraws
 
@@ -76,7 +87,7 @@ def overpowered(
         codes, lost = model.encode(images), losses.is_broken(model.classify(images), labels)
     latents = codes.unsqueeze(1).repeat_interleave(copies, dim=1)  # (N, R, ...)
     if copies > 1 and not published:
-        size = codes.flatten(1).square().mean(dim=1).sqrt().view(-1, *[1] * codes.ndim)
+        size = size_of(codes).unsqueeze(1)
         latents[:, 1:] += JITTER * size * draws.normal(copies - 1, *codes.shape[1:]).to(codes.dtype)
     checks = _noise(draws, rho, images, CHECKS)
     s = _Search(
@@ -114,7 +125,7 @@ def overpowered(
         near = published & (distance <= 0.5)
         weight = s.multiplier * (bound**2 / pixels if published else 1.0)
         pull = torch.where(near, 0.0, weight)[:, :, None, None, None] * 2 * away / bound**2
-        slope = _through(drawn, moved, (torch.nan_to_num(gradient) + pull).flatten(0, 1)).view_as(s.latents)
+        slope = gradient_through(drawn, moved, (torch.nan_to_num(gradient) + pull).flatten(0, 1)).view_as(s.latents)
         watch.note(s.row, torch.zeros_like(done), is_blocked(gradient) | is_blocked(slope))
         s = _descended(s, slope, step, learning_rate)
         if published:
@@ -167,11 +178,3 @@ def _descended(s: _Search, gradient: Tensor, step: int, learning_rate: float) ->
     s.mean, s.square, ahead = adam(s.mean, s.square, gradient, step + 1, learning_rate)
     s.latents = s.latents - ahead
     return s
-
-
-def _through(drawn: Tensor, latents: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient at the codes of what has the given gradient at the images drawn; zero where there is none."""
-    if not drawn.requires_grad:
-        return torch.zeros_like(latents)
-    (found,) = torch.autograd.grad(drawn, latents, gradient, allow_unused=True)
-    return torch.zeros_like(latents) if found is None else found
