@@ -19,7 +19,7 @@ from bench import classifiers, data, draws, training
 from bench.data import Dataset
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError
-from bench.evaluation import untouched
+from bench.guards import untouched
 from bench.progress import Advance, Progress
 
 Check = Callable[[type[Defense], Tensor], None]

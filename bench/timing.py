@@ -19,15 +19,15 @@ from torch import Generator, Tensor, nn
 
 from bench import (
     attacks,
-    campaign,
     classifiers,
     cost,
     data,
     device,
     draws,
-    evaluation,
     plugins,
+    provenance,
     seeds,
+    subjects,
     threat,
     training,
 )
@@ -48,7 +48,7 @@ def ready(
 ) -> Runner | str:
     """A trained defense; or why there is none. Nothing is trained here."""
     recipe_name, chosen = settings(cls, recipe if recipe in cls.recipes else None, dataset.shape)
-    key = campaign.weights_key(cls, chosen, dataset, net_weights)
+    key = subjects.weights_key(cls, chosen, dataset, net_weights)
     learns = has_door(cls, "fit")
     if learns and not training.weights_path(name, key).exists():
         return f"not trained; purifybench train {name} --dataset {dataset.name}"
@@ -212,7 +212,7 @@ def run(
     entrants = measure(runners, clean.images, ask, watch(place), progress)
     return Timing(
         dataset=loaded.name, classifier=classifier, classifier_weights=net_weights, machine=machine(place),
-        commit=evaluation.commit(), entrants=tuple(entrants), left_out=left_out,
+        commit=provenance.commit(), entrants=tuple(entrants), left_out=left_out,
     )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def machine(place: torch.device) -> Machine:
         tf32=is_gpu and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         amp=torch.is_autocast_enabled(place.type),
         heap_pinned=device.pin_heap(),
-        versions=evaluation.versions(),
+        versions=provenance.versions(),
     )
 
 

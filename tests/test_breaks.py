@@ -26,6 +26,7 @@ from bench.attacks import get
 from bench.breaks import add, arrays, effect, rules, schema, score
 from bench.draws import ImageDraws
 from bench.errors import BenchError
+from bench.progress import Progress
 from bench.record import Store
 from bench.statistics import robustness
 from bench.submissions import places
@@ -418,7 +419,7 @@ KMEANS = Path(__file__).parent.parent / "submissions" / "kmeans" / places.FILE
 @pytest.fixture(scope="module")
 def _measured(_trained_home, digits, tmp_path_factory):
     """k-means measured on 24 digits, and images that break some of what stood: root, npz, indices."""
-    from bench import campaign, classifiers
+    from bench import campaign, classifiers, planning
 
     top = tmp_path_factory.mktemp("measured")
     shutil.copytree(_trained_home[0], top / "home")
@@ -428,8 +429,8 @@ def _measured(_trained_home, digits, tmp_path_factory):
         patch.setenv("PURIFYBENCH_HOME", str(top / "home"))
         patch.setattr(classifiers, "RECIPE", _trained_home[1])
         store = Store(top / "submissions" / "kmeans" / "records")
-        cells = campaign.run(campaign.plan(["kmeans"], TINY), store)
-        net, _ = classifiers.trained("A", digits, campaign.Progress())
+        cells = campaign.run(planning.plan(["kmeans"], TINY), store)
+        net, _ = classifiers.trained("A", digits, Progress())
     clean, _ = digits.examples(24, 0)
     result = get("apgd_ce")(threat.gray_box(net), clean.images, clean.labels, eps=0.3, norm="linf", steps=10,
                             draws=ImageDraws.derived(torch.arange(24), "break"))  # fmt: skip

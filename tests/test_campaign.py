@@ -18,7 +18,19 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import campaign, classifiers, evaluate, evaluation, protocol, seal, statistics
+from bench import (
+    attacking,
+    campaign,
+    classifiers,
+    data,
+    evaluate,
+    planning,
+    plugins,
+    protocol,
+    seal,
+    statistics,
+    subjects,
+)
 from bench.cache import ChunkCache
 from bench.data import Dataset
 from bench.defense import Defense
@@ -26,6 +38,7 @@ from bench.errors import BenchError
 from bench.places import home
 from bench.progress import Progress
 from bench.record import Cell, Store
+from bench.work import Examples, Work, wanted
 
 # digits-v1-quick on 80 images (two chunks) with PGD of 10 longer steps
 TINY = replace(
@@ -177,17 +190,17 @@ def test_the_undefended_classifier_falls_to_pgd_and_not_to_noise(tmp_path):
 
 def test_outcomes_are_what_a_second_look_at_the_images_gives(tmp_path):
     """Labels, distances, margins and costs of a stored cell, recomputed from the cached images by hand."""
-    asked = campaign.plan(["identity"], TINY, attacks=["pgd"])
+    asked = planning.plan(["identity"], TINY, attacks=["pgd"])
     cell = campaign.run(asked, Store(tmp_path))[0]
-    dataset = campaign.data.load("digits")
+    dataset = data.load("digits")
     split, indices = dataset.examples(80, seed=0)
     net, weights = classifiers.trained("A", dataset, Progress())
-    subject = campaign.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
-    examples = evaluation.Examples("digits", dataset.split, split, indices, dataset.validation)
+    subject = subjects.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
+    examples = Examples("digits", dataset.split, split, indices, dataset.validation)
     cache = ChunkCache(home() / "chunks")
     spec = asked.specs(subject)[0]
-    work = evaluation.Work(subject, asked.protocol, spec, evaluation.wanted(subject, asked.protocol, spec, ()))
-    keys = [evaluation.images_key(work, examples, rows) for rows in examples.chunks()]
+    work = Work(subject, asked.protocol, spec, wanted(subject, asked.protocol, spec, ()))
+    keys = [attacking.images_key(work, examples, rows) for rows in examples.chunks()]
     images = torch.from_numpy(np.concatenate([cache.read(key)["images"] for key in keys]))
     logits = net(images)
     outcomes = cell.outcomes
@@ -230,7 +243,7 @@ def test_a_second_run_computes_nothing_and_changes_no_byte(tmp_path, monkeypatch
 
 def test_defenses_share_the_images_attacked_on_the_bare_classifier(tmp_path, monkeypatch):
     measure("identity", tmp_path)
-    monkeypatch.setattr(evaluation.attacks, "get", lambda name: pytest.fail(f"{name} was run again"))
+    monkeypatch.setattr(attacking.attacks, "get", lambda name: pytest.fail(f"{name} was run again"))
     measure("kmeans", tmp_path)
     seconds: dict[str, set[float]] = {}
     for cell in Store(tmp_path).cells():
@@ -262,7 +275,7 @@ def test_a_record_that_was_taken_away_is_said_and_measured_and_the_seal_renewed(
 
 def test_changed_settings_make_another_cell(tmp_path):
     first = measure("kmeans", tmp_path, attacks=["none"])[0].record
-    changed = type("KMeans", (campaign.plugins.load("kmeans"),), {"recipes": {"paper": {"k": 2}}})
+    changed = type("KMeans", (plugins.load("kmeans"),), {"recipes": {"paper": {"k": 2}}})
     second = measure(changed, tmp_path, attacks=["none"])[0].record
     assert first.key != second.key and second.settings["k"] == 2
 
@@ -307,7 +320,7 @@ def test_only_the_images_that_failed_count_as_wrong(tmp_path):
 
 
 def test_a_tampered_classifier_is_mended_for_the_next_defense(tmp_path):
-    asked = campaign.plan([TampersWithClassifier, "identity"], TINY, attacks=["none"], contract=False)
+    asked = planning.plan([TampersWithClassifier, "identity"], TINY, attacks=["none"], contract=False)
     tampered, identity = campaign.run(asked, Store(tmp_path))
     alone = clean(measure("identity", tmp_path / "alone", attacks=["none"]))
     assert tampered.record.status == "failed"
@@ -514,7 +527,7 @@ def test_nothing_that_one_defense_does_changes_anothers_numbers(cls, tmp_path, m
     """In the same run, and in a later one that finds the images that the first one cached."""
     alone = [cell.outcomes.sha256() for cell in measure("identity", tmp_path / "alone")]
     monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / "home"))
-    asked = campaign.plan([cls, "identity"], TINY, contract=False)
+    asked = planning.plan([cls, "identity"], TINY, contract=False)
     together = campaign.run(asked, Store(tmp_path / "together"))[len(TINY.attacks) :]
     later = measure("identity", tmp_path / "later")
     assert [cell.outcomes.sha256() for cell in together] == alone
@@ -522,7 +535,7 @@ def test_nothing_that_one_defense_does_changes_anothers_numbers(cls, tmp_path, m
 
 
 def test_a_fit_cannot_spoil_the_data_of_the_next_one(tmp_path):
-    asked = campaign.plan([WipesTrainingData, RemembersTrainingData], TINY, attacks=["none"], contract=False)
+    asked = planning.plan([WipesTrainingData, RemembersTrainingData], TINY, attacks=["none"], contract=False)
     assert campaign.run(asked, Store(tmp_path))[1].record.status == "ok"
 
 

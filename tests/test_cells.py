@@ -11,13 +11,14 @@ import torch
 from fakes import Noise
 from torch import Generator, Tensor, nn
 
-from bench import campaign, evaluate, evaluation, plugins, statistics
+from bench import campaign, classifiers, data, evaluate, planning, plugins, statistics, subjects
 from bench.data import Dataset
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
+from bench.work import Work, wanted
 
 pytestmark = [pytest.mark.usefixtures("trained_home"), pytest.mark.slow]
 
@@ -225,15 +226,13 @@ def test_a_defense_cannot_spoil_the_images_of_a_source(tmp_path):
 def test_other_weights_of_the_source_are_another_cell(tmp_path):
     shown = AttackSpec("apgd_margin", "transfer", "linf", 0.2, STEPS, source="identity")
     chosen = tiny(shown, n=8)
-    dataset = campaign.data.load("digits")
-    net, weights = campaign.classifiers.trained("A", dataset, Progress())
-    subject = campaign.trained_subject(
+    dataset = data.load("digits")
+    net, weights = classifiers.trained("A", dataset, Progress())
+    subject = subjects.trained_subject(
         ("identity", plugins.load("identity")), "A", net, weights, dataset, None, Progress()
     )
-    mask = evaluation.wanted(subject, chosen, shown, ())
-    keys = {
-        evaluation.Work(subject, chosen, shown, mask, replace(subject, weights=other)).key for other in ("one", "other")
-    }
+    mask = wanted(subject, chosen, shown, ())
+    keys = {Work(subject, chosen, shown, mask, replace(subject, weights=other)).key for other in ("one", "other")}
     assert len(keys) == 2
     assert measure("identity", chosen, tmp_path)[shown.slug].record.source_weights == subject.weights
 
@@ -245,7 +244,7 @@ def test_a_source_that_cannot_be_trained_is_said_before_any_cell(tmp_path, monke
         def __init__(self, classifier: nn.Module) -> None:
             raise ValueError("out of luck")
 
-    monkeypatch.setattr(campaign.plugins, "load", lambda name: Broken)
+    monkeypatch.setattr(plugins, "load", lambda name: Broken)
     shown = AttackSpec("apgd_margin", "transfer", "linf", 0.2, STEPS, source="identity")
     with pytest.raises(
         BenchError, match="identity, whose images .* is not built: ValueError: out of luck; .*--tracks clean"
@@ -282,7 +281,7 @@ def test_the_harness_s_own_error_from_inside_a_defense_ends_nobody_elses_run(tmp
         def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
             raise BenchError("no such thing")
 
-    cells = campaign.run(campaign.plan([Asks, Fake], tiny(n=8), contract=False), Store(tmp_path))
+    cells = campaign.run(planning.plan([Asks, Fake], tiny(n=8), contract=False), Store(tmp_path))
     assert [cell.record.status for cell in cells] == ["failed", "ok"]
     assert "not trained: RuntimeError: no such thing" in cells[0].record.error
 
@@ -298,7 +297,7 @@ def test_each_training_seed_has_weights_and_cells_of_its_own(tmp_path):
     assert [c.record for c in evaluate(Learns, chosen, records=tmp_path, contract=False)] == [cells[0].record]
     assert len(evaluate("identity", chosen, records=tmp_path, contract=False, seeds=3)) == 1, "nothing to train"
     with pytest.raises(BenchError, match="--seeds must be at least 1, got 0"):
-        campaign.plan(["identity"], chosen, seeds=0)
+        planning.plan(["identity"], chosen, seeds=0)
 
 
 # ---------------------------------------------------------------------------------------------- the first cases

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import attacks, draws, evaluation, statistics, threat
+from bench import attacks, draws, statistics, threat
 from bench.catalog import ATTACKS
 from bench.defense import Defense
 from bench.protocol import PROTOCOLS
+from bench.work import card
 
 SHAPE, CLASSES = (1, 4, 4), 3
 GAIN = 4  # of the code on the image, so that all means lie inside the box
@@ -155,8 +156,8 @@ def test_settings_that_make_no_sense_are_refused(name, wrong, images):
 def test_the_attacks_are_applicable_to_defenses_with_the_door_alone():
     plain = type("Plain", (Linear,), {"class_scores": Defense.class_scores})
     selective = PROTOCOLS["digits-selective-v1-draft"]
-    assert evaluation.card(Linear, selective).doors == ("class_scores",)
-    assert evaluation.card(plain, selective).doors == evaluation.card(Linear, PROTOCOLS["digits-v1"]).doors == ()
+    assert card(Linear, selective).doors == ("class_scores",)
+    assert card(plain, selective).doors == card(Linear, PROTOCOLS["digits-v1"]).doors == ()
     for asked in (one for one in PROTOCOLS.values() if one.is_selective):
         for stochastic in (False, True):
             whole = asked.effort("cheap", stochastic=stochastic)

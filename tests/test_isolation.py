@@ -15,7 +15,8 @@ import hostile
 import pytest
 import torch
 
-from bench import campaign, checks, classifiers, draws, protocol, threat, training
+from bench import campaign, checks, classifiers, draws, planning, protocol, subjects, threat, training
+from bench.defense import settings as defense_settings
 from bench.defense import source_hash
 from bench.errors import BenchError
 from bench.facts import facts
@@ -81,8 +82,8 @@ def test_the_parent_never_imports_the_plugin_and_knows_what_it_declares(sampled)
 
 
 def test_answers_weights_and_gradients_are_those_of_the_same_class_in_process(sampled, classifier):
-    settings = campaign.settings(SampledIdentityVAE, None, SHAPE)[1]
-    assert campaign.settings(sampled, None, SHAPE)[1] == settings
+    settings = defense_settings(SampledIdentityVAE, None, SHAPE)[1]
+    assert defense_settings(sampled, None, SHAPE)[1] == settings
     built = []
     for cls in (SampledIdentityVAE, sampled):
         with training.global_seed(5):
@@ -105,9 +106,9 @@ def test_answers_weights_and_gradients_are_those_of_the_same_class_in_process(sa
 
 
 def test_a_training_in_the_child_gives_the_weights_of_a_training_here(sampled, classifier, digits):
-    few = campaign._own_copy(digits)
+    few = subjects._own_copy(digits)
     few = type(few)(few.name, few.train[:128], few.validation[:32], few.test, few.class_names, few.split)
-    quick = campaign.settings(SampledIdentityVAE, None, SHAPE)[1] | QUICK
+    quick = defense_settings(SampledIdentityVAE, None, SHAPE)[1] | QUICK
     hashes, said = [], []
 
     class Heard(Progress):
@@ -382,7 +383,7 @@ def test_what_cannot_be_imported_is_one_line():
 
 def test_a_campaign_goes_on_past_a_defense_that_ends_its_process(trained_home, tmp_path):
     cls = isolated("exits", "hostile:ExitsUnderAttack", path=[HERE], limits=LIMITS)
-    asked = campaign.plan(
+    asked = planning.plan(
         [cls], protocol.get("digits-v1-quick").limited(8), tracks=["clean", "white_box"], attacks=["none", "fgsm"],
         contract=False,
     )  # fmt: skip
@@ -401,7 +402,7 @@ def test_a_cell_that_takes_too_long_has_failed_and_the_campaign_goes_on(trained_
     wanted = ("clean.none", "white_box.fgsm.autograd.linf-0.3", "gray_box.fgsm.linf-0.1")
     chosen = protocol.get("digits-v1-quick").limited(8)
     chosen = replace(chosen, attacks=tuple(a for a in chosen.every_attack if a.slug in wanted), efforts=())
-    cells = campaign.run(campaign.plan([cls], chosen, contract=False), Store(tmp_path / "records"))
+    cells = campaign.run(planning.plan([cls], chosen, contract=False), Store(tmp_path / "records"))
     cls.channel.close()
     found = {cell.record.spec.slug: cell.record for cell in cells}
     assert set(found) == set(wanted)
@@ -412,7 +413,7 @@ def test_a_cell_that_takes_too_long_has_failed_and_the_campaign_goes_on(trained_
 
 
 def test_two_children_at_once_do_not_disturb_each_other(hostile_class, sampled, classifier):
-    calm = sampled(classifier, **campaign.settings(sampled, None, SHAPE)[1])
+    calm = sampled(classifier, **defense_settings(sampled, None, SHAPE)[1])
     before = purify(calm)
     ended = hostile_class(classifier, act="os._exit")
     problems = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import campaign, draws, training
+from bench import draws, planning, training
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, box, child
@@ -117,10 +117,10 @@ def test_the_child_sees_the_gpus_that_the_parent_may_use(monkeypatch, tmp_path):
 
 def test_a_child_without_a_gpu_is_no_failure_of_its_defense(remote, monkeypatch):
     remote.recipes, remote.stochastic = {"paper": {}}, False
-    monkeypatch.setattr(campaign.device, "prepare", lambda on: CUDA)
+    monkeypatch.setattr(planning.device, "prepare", lambda on: CUDA)
     with pytest.raises(
         BenchError, match="remote: torch finds a GPU here and none in its own process; use --device cpu"
     ):
-        campaign.plan([remote], get("digits-v1-quick"), on="cuda")
+        planning.plan([remote], get("digits-v1-quick"), on="cuda")
     remote.sees_gpu = True
-    assert campaign.plan([remote], get("digits-v1-quick"), on="cuda").device == CUDA
+    assert planning.plan([remote], get("digits-v1-quick"), on="cuda").device == CUDA

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from bench import attacks, campaign, classifiers, data, evaluate, evaluation
+from bench import attack_cost, attacking, attacks, classifiers, data, evaluate, planning, subjects
 from bench.attacks import universal
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS
@@ -23,6 +23,7 @@ from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell
 from bench.substitutes import SourceNet
+from bench.work import Examples, Work
 
 pytestmark = [pytest.mark.usefixtures("trained_home"), pytest.mark.slow]
 
@@ -100,16 +101,16 @@ def test_images_of_another_model_carry_what_was_learned_on_it(tmp_path):
     assert cells[WHITE.slug].outcomes.accuracy < cells["clean.none"].outcomes.accuracy - 0.05
 
 
-def work(spec: AttackSpec, cls: type[Defense] = Fake) -> tuple[evaluation.Work, evaluation.Examples]:
+def work(spec: AttackSpec, cls: type[Defense] = Fake) -> tuple[Work, Examples]:
     dataset = data.load("digits")
     clean, indices = dataset.examples(8, seed=0)
     chosen = Protocol("tiny", "digits", 8, (AttackSpec("none", "clean"), spec), (0.3,))
-    asked = campaign.plan([cls], chosen, contract=False)
+    asked = planning.plan([cls], chosen, contract=False)
     net, weights = classifiers.trained("A", dataset, Progress())
-    subject = campaign.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
+    subject = subjects.trained_subject(asked.defenses[0], "A", net, weights, dataset, None, Progress())
     wanted = np.ones(8, dtype=np.bool_)
-    examples = evaluation.Examples("digits", dataset.split, clean, indices, dataset.validation)
-    return evaluation.Work(subject, chosen, spec, wanted), examples
+    examples = Examples("digits", dataset.split, clean, indices, dataset.validation)
+    return Work(subject, chosen, spec, wanted), examples
 
 
 @pytest.mark.parametrize("spec", [WHITE, BLIND, CODES], ids=lambda spec: spec.slug)
@@ -117,12 +118,12 @@ def test_only_known_images_are_learned_from(spec, tmp_path):
     asked, examples = work(spec, Coded)
     others = Split(torch.full_like(examples.clean.images, torch.nan), examples.clean.labels)
     changed = replace(examples, clean=others)
-    first = evaluation.lesson(asked, examples, ChunkCache(tmp_path / "one"))
-    second = evaluation.lesson(asked, changed, ChunkCache(tmp_path / "two"))
+    first = attacking.lesson(asked, examples, ChunkCache(tmp_path / "one"))
+    second = attacking.lesson(asked, changed, ChunkCache(tmp_path / "two"))
     assert first.learned and first.rows == second.rows
     assert all(torch.equal(first.learned[name], second.learned[name]) for name in first.learned)
     fewer = replace(examples, validation=examples.validation[:50])
-    third = evaluation.lesson(asked, fewer, ChunkCache(tmp_path / "one"))
+    third = attacking.lesson(asked, fewer, ChunkCache(tmp_path / "one"))
     assert any(not torch.equal(first.learned[name], third.learned[name]) for name in first.learned)
 
 
@@ -131,18 +132,18 @@ def test_what_is_learned_hangs_on_its_own_settings_alone(tmp_path):
     lessons = []
     for eps, steps in ((0.1, 1), (0.3, 40)):
         spec = replace(CODES, eps=eps, params=(("epochs", 3), ("known", 60), ("steps", steps)))
-        lessons.append(evaluation.lesson(*work(spec, Coded), ChunkCache(tmp_path)).learned)
+        lessons.append(attacking.lesson(*work(spec, Coded), ChunkCache(tmp_path)).learned)
     assert all(torch.equal(lessons[0][name], lessons[1][name]) for name in lessons[0])
 
 
 def test_an_attack_that_learns_nothing_has_an_empty_lesson(tmp_path):
     asked, examples = work(AttackSpec("fgsm", "gray_box", "linf", 0.3))
-    assert evaluation.lesson(asked, examples, ChunkCache(tmp_path)) == evaluation.Lesson()
+    assert attacking.lesson(asked, examples, ChunkCache(tmp_path)) == attacking.Lesson()
     asked, examples = work(WHITE)
     nothing = replace(asked, wanted=np.zeros(8, dtype=np.bool_))
-    assert evaluation.lesson(nothing, examples, ChunkCache(tmp_path)) == evaluation.Lesson()
+    assert attacking.lesson(nothing, examples, ChunkCache(tmp_path)) == attacking.Lesson()
     lost = replace(work(SHOWN)[0], source=SourceNet(asked.subject.attacked, "weights", problem="it raised"))
-    assert evaluation.lesson(lost, examples, ChunkCache(tmp_path)) == evaluation.Lesson()
+    assert attacking.lesson(lost, examples, ChunkCache(tmp_path)) == attacking.Lesson()
 
 
 class Refuses(Fake):
@@ -186,5 +187,5 @@ def test_settings_go_to_the_one_that_takes_them_and_unknown_ones_are_refused():
 def test_the_plan_counts_what_is_learned():
     specs = [WHITE, replace(WHITE, params=(*SHORT, ("eot", 3)), variant="draws")]
     chosen = Protocol("tiny", "digits", 10, (AttackSpec("none", "clean"), *specs), (0.3,))
-    assert campaign._rows(chosen.attacks[1:], chosen) == (2 * (2 * 10 + 300), 2 * 120)
-    assert campaign._rows(chosen.attacks[2:], chosen, stochastic=True) == (3 * (2 * 10 + 300), 3 * 120)
+    assert attack_cost.rows(chosen.attacks[1:], chosen) == (2 * (2 * 10 + 300), 2 * 120)
+    assert attack_cost.rows(chosen.attacks[2:], chosen, stochastic=True) == (3 * (2 * 10 + 300), 3 * 120)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import campaign, catalog, plugins
+from bench import campaign, catalog, planning, plugins
 from bench import protocol as protocols
 from bench.record import Cell, Store
 from bench.statistics import wilson
@@ -273,7 +273,7 @@ def test_the_csv_holds_every_line_with_its_reason(found):
 
 
 def test_without_a_name_the_command_lists_papers_and_runs_nothing(command, monkeypatch):
-    monkeypatch.setattr(campaign, "plan", None)
+    monkeypatch.setattr(planning, "plan", None)
     status, out, err = command("reproduce")
     assert (status, err) == (0, "")
     assert all(table in out for table in tables())
@@ -294,7 +294,7 @@ def test_a_dry_run_says_what_would_run_and_compares_what_is_there(command, monke
 def test_the_command_runs_what_exists_then_compares(command, monkeypatch, tmp_path):
     ran = []
 
-    def measured(plan: campaign.Plan, store: Store, **_: object) -> list[Cell]:
+    def measured(plan: planning.Plan, store: Store, **_: object) -> list[Cell]:
         ran.append((plan.protocol.id, plan.tracks, plan.attacks, plan.classifiers, [name for name, _ in plan.defenses]))
         specs = plan.protocol.among(plan.tracks, plan.attacks)
         names = [(name, net, spec) for name, _ in plan.defenses for net in plan.classifiers for spec in specs]

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor
 
-from bench import campaign, evaluate, protocol, rejection, report, selective, statistics
+from bench import evaluate, planning, protocol, rejection, report, selective, statistics
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.protocol import AttackSpec
@@ -174,9 +174,9 @@ def test_the_risk_coverage_curve_in_closed_form(cell):
 
 def test_defenses_go_to_the_protocols_of_their_kind():
     with pytest.raises(BenchError, match="may refuse images.*digits-selective-v1"):
-        campaign.plan([Unsure], "digits-v1-quick")
+        planning.plan([Unsure], "digits-v1-quick")
     with pytest.raises(BenchError, match="never refuses.*digits-v1"):
-        campaign.plan(["identity"], "digits-selective-v1-quick-draft")
+        planning.plan(["identity"], "digits-selective-v1-quick-draft")
 
 
 @pytest.mark.slow

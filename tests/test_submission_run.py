@@ -87,14 +87,14 @@ def test_every_step_is_told_and_the_records_keep_the_rules(measured):
 
 
 def test_records_of_the_child_are_those_of_the_same_class_in_this_process(measured, tmp_path, monkeypatch):
-    from bench import campaign
+    from bench import campaign, planning
 
     root, _, _ = measured
     monkeypatch.syspath_prepend(root / NAME / "plugin")
     try:
         from soft_focus import SoftFocus
 
-        cells = campaign.run(campaign.plan([SoftFocus], TINY), Store(tmp_path / "records"))
+        cells = campaign.run(planning.plan([SoftFocus], TINY), Store(tmp_path / "records"))
     finally:
         sys.modules.pop("soft_focus", None)
     theirs = {cell.record.cell: cell.record.lasting() for cell in Store(root / NAME / "records").cells()}

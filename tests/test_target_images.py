@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from bench import attacks, campaign, catalog, draws, protocol, threat
+from bench import attack_cost, attacks, catalog, draws, protocol, threat
 from bench.attacks import Logits, target_images
 from bench.attacks.target_images import Seen
 from bench.data import Split
@@ -424,4 +424,4 @@ def test_an_estimate_holds_the_known_images_of_every_chunk():
         protocol.AttackSpec("target_code", "latent", params=(("choice", choice), ("known", 40)), route="autograd")
         for choice in ("nearest", "random")
     )
-    assert campaign._rows([near], asked)[0] == campaign._rows([far], asked)[0] + 3 * 40
+    assert attack_cost.rows([near], asked)[0] == attack_cost.rows([far], asked)[0] + 3 * 40

@@ -13,7 +13,7 @@ import torch
 from fakes import Fake, Noise
 from torch import Generator, Tensor
 
-from bench import campaign, classifiers, data, evaluate, report, substitutes, threat
+from bench import campaign, classifiers, data, evaluate, outline, planning, report, substitutes, threat
 from bench.defense import Defense
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
@@ -123,7 +123,7 @@ def test_shared_sources_are_trained_once_and_stored_cells_train_nothing(tmp_path
     usual = substitutes.imitate
     monkeypatch.setattr(substitutes, "imitate", lambda *a: trained.append(a) or usual(*a))
     chosen = tiny(*ALL)
-    asked = campaign.plan(["identity", Blurs], chosen, contract=False)
+    asked = planning.plan(["identity", Blurs], chosen, contract=False)
     first = campaign.run(asked, Store(tmp_path))
     assert len(trained) == 3, "one of the bare classifier, one of each defense"
     monkeypatch.setattr(campaign, "evaluate_cell", lambda *_: pytest.fail("a cell was run again"))
@@ -156,8 +156,8 @@ def test_a_defense_that_fails_when_it_is_asked_fails_those_cells_alone(cls, says
 
 
 def test_the_estimate_counts_queries_and_time(tmp_path, monkeypatch):
-    asked = campaign.plan(["identity", "kmeans"], tiny(*ALL), contract=False)
-    bare, *own = campaign.outline(asked, Store(tmp_path))[1:]
+    asked = planning.plan(["identity", "kmeans"], tiny(*ALL), contract=False)
+    bare, *own = outline.outline(asked, Store(tmp_path))[1:]
     assert "120 labels asked of it" in bare
     assert all("120 labels asked of it" in line and "at most 64 forward" in line for line in own)
 
@@ -167,8 +167,8 @@ def test_the_estimate_counts_queries_and_time(tmp_path, monkeypatch):
         return found
 
     seconds: list[float] = []
-    usual = campaign._expected_seconds
-    monkeypatch.setattr(campaign, "_expected_seconds", expected)
+    usual = campaign.expected_seconds
+    monkeypatch.setattr(campaign, "expected_seconds", expected)
     for name in ("one", "other"):
         measure("identity", tiny(*ALL), tmp_path / name)
     assert seconds[0] > 2 * seconds[1], "the second time the net is there"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench import evaluation, protocol, verdicts
+from bench import evaluation, protocol, scoring, verdicts
 from bench.protocol import Protocol
 from bench.record import Card, Cell
 
@@ -143,7 +143,7 @@ def failing(one: Cell, where, error: str) -> Cell:
 
 
 def test_the_sentence_of_a_cell_with_answers_that_are_not_numbers_is_the_evaluations():
-    assert f'"{NAN}"' in inspect.getsource(evaluation) and verdicts.VOID in inspect.getsource(evaluation)
+    assert f'"{NAN}"' in inspect.getsource(scoring) and verdicts.VOID in inspect.getsource(evaluation)
 
 
 @pytest.mark.parametrize("error", [NAN, RAISED, IN_ATTACK])

@@ -1,6 +1,6 @@
 """Show a break's images to the defense, as the harness shows it those of its own attacks.
 
-Each image is judged by `bench.evaluation.score_chunk`, in a fresh forward pass of the real defense, whose code runs in
+Each image is judged by `bench.scoring.score_chunk`, in a fresh forward pass of the real defense, whose code runs in
 a child process unless it comes with PurifyBench. The draws of a random defense follow from the images' sha256, so that
 no image can be made for its draws.
 """
@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench import campaign, classifiers, data, device, evaluation
+from bench import classifiers, data, device, planning, scoring, subjects
 from bench.breaks import schema
 from bench.breaks.rules import Case
 from bench.breaks.schema import Result, Score
 from bench.cache import Arrays
-from bench.campaign import Unusable
 from bench.defense import source_hash
 from bench.errors import BenchError
-from bench.evaluation import Examples, Subject
 from bench.isolation import Limits
 from bench.progress import Progress
 from bench.protocol import AttackSpec, Protocol
 from bench.record import Cell
+from bench.subjects import Unusable
 from bench.submissions import run, weights
+from bench.work import VERSION, Examples, Subject
 
 DIGITS = 7  # of the numbers that are kept: about as many as float32 has
 
@@ -55,7 +55,7 @@ def score(
     with run.opened(said.entry, case.root, data_root, limits) as (submission, defense):
         weights.fetch(submission)
         protocol = schema.protocol_of(said.dataset, selective=case.may_refuse)
-        asked = campaign.plan([defense], protocol, classifier=[said.classifier], on=on)
+        asked = planning.plan([defense], protocol, classifier=[said.classifier], on=on)
         dataset = data.load(said.dataset, data_root).to(asked.device)
         clean, order = dataset.examples(protocol.n_examples, protocol.seed)
         examples = Examples(dataset.name, dataset.split, clean, order, dataset.validation)
@@ -65,7 +65,7 @@ def score(
         spec = AttackSpec("break", "white_box", said.norm, said.eps, variant=images_sha256[:16])
         scores: list[Score] = []
         for recipe, seed in _nets(case.cells):
-            subject = campaign.trained_subject(
+            subject = subjects.trained_subject(
                 asked.defenses[0], said.classifier, net, net_weights, dataset, recipe, progress, seed
             )
             if isinstance(subject.defense, Unusable):
@@ -73,7 +73,7 @@ def score(
             arrays, error = _scored(subject, protocol, spec, examples, rows, images, progress)
             scores.append(_as_score(subject, protocol, arrays, error))
         return Result(
-            harness=evaluation.VERSION, entry=said.entry, dataset=said.dataset, norm=said.norm, eps=said.eps,
+            harness=VERSION, entry=said.entry, dataset=said.dataset, norm=said.norm, eps=said.eps,
             images_sha256=images_sha256, code=source_hash(asked.defenses[0][1]),
             stochastic=asked.defenses[0][1].stochastic, classifier=said.classifier, classifier_weights=net_weights,
             indices=tuple(rows.tolist()), labels=tuple(clean.labels[rows.to(asked.device)].tolist()),
@@ -97,7 +97,7 @@ def _scored(
     subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor,
     images: NDArray[np.float32], progress: Progress,
 ) -> tuple[Arrays, str]:  # fmt: skip
-    """The arrays of `evaluation.score_chunk` for all images, and what the defense did wrong.
+    """The arrays of `scoring.score_chunk` for all images, and what the defense did wrong.
 
     Where a whole chunk fails, its images are shown one by one: one that the defense cannot bear speaks for no other.
     """
@@ -107,7 +107,7 @@ def _scored(
 
     def shown(part: Tensor) -> tuple[Arrays, str]:
         here = rows[part].to(examples.indices.device)
-        arrays, error = evaluation.score_chunk(subject, view, spec, examples, here, {"images": images[part.numpy()]})
+        arrays, error = scoring.score_chunk(subject, view, spec, examples, here, {"images": images[part.numpy()]})
         return {name: array for name, array in arrays.items() if name not in ("exhibits", "seconds")}, error
 
     with progress.task(f"{subject.name} · {len(rows)} images of a break", total=len(rows)) as advance:

@@ -35,11 +35,11 @@ def demo(
     Uses scikit-learn's bundled digits, so it needs no network. Stop it with Ctrl-C whenever you like; the next run
     goes on where this one stopped.
     """
-    from bench import campaign, progress, report
+    from bench import campaign, planning, progress, report
     from bench.record import Store
 
     shown = progress.for_terminal()
-    asked = campaign.plan(["identity", "kmeans", "identity_vae"], "digits-v1-quick", on=device)
+    asked = planning.plan(["identity", "kmeans", "identity_vae"], "digits-v1-quick", on=device)
     cells = campaign.run(asked, Store(out / "records"), progress=shown)
     show_all(report.summary(cells, asked.protocol))
     page = build_site([out / "records"], out / "site")
@@ -74,16 +74,16 @@ def run(
         purifybench run identity kmeans --protocol digits-v1-quick
         purifybench run all --protocol mnist-v1 --data-root DIR
     """
-    from bench import campaign, progress, report
+    from bench import campaign, outline, planning, progress, report
     from bench.record import Store
 
-    asked = campaign.plan(
+    asked = planning.plan(
         every(defenses, protocol_id), protocol_id, classifier=split(classifier), tracks=split(tracks),
         attacks=split(attacks),
         limit=limit, recipe=recipe, on=device, seeds=seeds,
     )  # fmt: skip
     if estimate:
-        show_all(*campaign.outline(asked, Store(records)))
+        show_all(*outline.outline(asked, Store(records)))
         return
     cells = campaign.run(asked, Store(records), data_root=data_root, progress=progress.for_terminal())
     show_all(report.summary(cells, asked.protocol))

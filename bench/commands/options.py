@@ -85,13 +85,13 @@ def every(defenses: list[str], protocol_id: str) -> list[str]:
     """The names given; for `all`, every defense that imports and that the protocol is for."""
     if "all" not in defenses:
         return defenses
-    from bench import campaign
+    from bench import planning
 
     sound, broken = plugins.load_all()
     for name, reason in broken.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
     asked = protocol.get(protocol_id)
-    return [name for name, cls in sound.items() if campaign.fits(cls, asked)]
+    return [name for name, cls in sound.items() if planning.fits(cls, asked)]
 
 
 def show_all(*things: Any) -> None:

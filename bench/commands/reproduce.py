@@ -75,7 +75,7 @@ def _answer(
     dry_run: bool,
 ) -> bool:  # fmt: skip
     """Run what a comparison asks for, or say what would run; whether a defense failed."""
-    from bench import campaign, progress
+    from bench import campaign, outline, planning, progress
     from bench.record import Store
 
     recipes = {name: plugins.load(name).recipes for ask in asks for name in ask.defenses}
@@ -83,12 +83,12 @@ def _answer(
         raise unknown("recipe", recipe, {one for own in recipes.values() for one in own})
     failed = False
     for ask in asks:
-        plan = campaign.plan(
+        plan = planning.plan(
             ask.defenses, ask.protocol, classifier=ask.classifiers, tracks=[ask.track], attacks=ask.attacks,
             limit=limit, recipe=recipe if any(recipe in recipes[name] for name in ask.defenses) else None, on=on,
         )  # fmt: skip
         if dry_run:
-            show_all(*campaign.outline(plan, Store(records)))
+            show_all(*outline.outline(plan, Store(records)))
         else:
             cells = campaign.run(plan, Store(records), data_root=data_root, progress=progress.for_terminal())
             failed |= any(cell.record.status == "failed" for cell in cells)

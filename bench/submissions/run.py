@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import campaign, checks, claims, protocol, seal, selective
+from bench import campaign, checks, claims, planning, protocol, seal, selective
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
@@ -130,7 +130,7 @@ def run(
         chosen = protocol.get(chosen_protocol(submission, protocol_id, quick))
         chosen = chosen.limited(limit) if limit is not None else chosen
         with report.step(4, f"protocol {chosen.id}") as notes:
-            asked = campaign.plan([defense], chosen, classifier=submission.classifiers, on=device)
+            asked = planning.plan([defense], chosen, classifier=submission.classifiers, on=device)
             cells = campaign.run(asked, Store(records), data_root=data_root, progress=progress)
             failed = [cell.record for cell in cells if cell.record.status == "failed"]
             notes.append(f"{len(cells)} cells in {records / chosen.id / name}, {len(failed)} failed")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import campaign
+from bench import campaign, planning
 from bench.cache import ChunkCache
 from bench.defense import Defense
 from bench.errors import BenchError
@@ -156,7 +156,7 @@ def again(
         shutil.copytree(records / protocol_id / name, copy)
         for cell in chosen:
             (copy / f"{cell}.json").unlink()
-        asked = campaign.plan(
+        asked = planning.plan(
             [defense], protocol_id, on=device, recipe=old[chosen[0]].record.recipe,
             classifier=sorted({cell.record.classifier for cell in old.values()}),
             seeds=1 + max(cell.record.seed for cell in old.values()),
