@@ -11,11 +11,12 @@ from bench import plugins, seeds, substitutes, surrogate, training
 from bench import sources as origins
 from bench.class_change import Judge
 from bench.data import Dataset
+from bench.defense import settings
 from bench.errors import BenchError
 from bench.guards import its_own_fault, untouched
 from bench.progress import Progress
 from bench.scoring import defended
-from bench.subjects import Unusable, trained_subject
+from bench.subjects import Unusable, trained_subject, weights_key
 from bench.substitutes import SourceNet
 from bench.work import Subject
 
@@ -41,6 +42,13 @@ def source_of(
 
 def judge_of(classifier: str, net: nn.Module, net_weights: str, dataset: Dataset, progress: Progress) -> Judge:
     """Who says whether attacked images still show what they showed: PGD training and the training images."""
+    cls = plugins.load(JUDGE)
+    key = weights_key(cls, settings(cls, None, dataset.shape)[1], dataset, net_weights)
+    if not training.weights_path(JUDGE, key).exists():
+        progress.say(
+            f"{JUDGE} is trained first, once a data set and classifier: the class-change judge of the latent track "
+            "needs it"
+        )
     found = source_of(JUDGE, classifier, net, net_weights, dataset, progress)
     if not isinstance(found, Subject) or isinstance(found.defense, Unusable):
         raise BenchError(

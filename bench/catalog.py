@@ -47,19 +47,21 @@ class AttackInfo:
     """Where an attack lives (`module:function`), its version (part of every cell's key), and what it is.
 
     `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
-    image leaves early, and for at least as many wrong classes as it tries. `fixed` are the function's arguments that
-    make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball. One
-    with a `random_part` spends part of the ball on noise, so that even a linear model does not fall to all of it. One
-    that goes `past_detector` needs a defense's slack beside its logits (bench.threat.acceptance). One that `needs`
-    optional methods of the contract is not applicable to a defense without all of them; one `through_codes` is given
-    the encoder and the decoder beside the logits (bench.threat.through_codes). Of one that `may_change_class`, having
-    no small ball, records also tell how many images no longer show their label (bench.class_change). One that makes
-    `new_images` leaves the clean ones behind: what it makes has no true class. One `towards_image` wants an image to be
-    taken for another one and does not look at the loss of a classifier: that it fools even a linear one is not in its
-    hands. `once` maps the parameters to the rows that a call sends forward whatever the number of its images. One that
-    `learns` (`module:function`, see bench.attacks.learner) does so from known images, once a cell, and `learning_cost`
-    are the rows that it sends forward and backward then. `strength` names the parameter that a sweep varies: an attack
-    has the same random numbers at all its values, as at all radii.
+    image leaves early, and for at least as many wrong classes as it tries. `undrawn` are those of them that ask an
+    encoder, a decoder or the bare classifier by themselves, and so are sent once, however many draws a random defense
+    is asked for. `fixed` are the function's arguments that make this attack out of it. A `minimum_norm` attack looks
+    for the nearest broken image, however large the ball. One with a `random_part` spends part of the ball on noise, so
+    that even a linear model does not fall to all of it. One that goes `past_detector` needs a defense's slack beside
+    its logits (bench.threat.acceptance). One that `needs` optional methods of the contract is not applicable to a
+    defense without all of them; one `through_codes` is given the encoder and the decoder beside the logits
+    (bench.threat.through_codes). Of one that `may_change_class`, having no small ball, records also tell how many
+    images no longer show their label (bench.class_change). One that makes `new_images` leaves the clean ones behind:
+    what it makes has no true class. One `towards_image` wants an image to be taken for another one and does not look at
+    the loss of a classifier: that it fools even a linear one is not in its hands. `once` maps the parameters to the
+    rows that a call sends forward whatever the number of its images. One that `learns` (`module:function`, see
+    bench.attacks.learner) does so from known images, once a cell, and `learning_cost` are the rows that it sends
+    forward and backward then, `learning_undrawn` those that are sent once. `strength` names the parameter that a sweep
+    varies: an attack has the same random numbers at all its values, as at all radii.
     """
 
     function: str
@@ -68,6 +70,7 @@ class AttackInfo:
     title: str
     paper: str
     cost: Callable[..., tuple[int, int]]
+    undrawn: Callable[..., tuple[int, int]] = _nothing
     fixed: Mapping[str, str] = field(default_factory=dict)
     minimum_norm: bool = False
     random_part: bool = False
@@ -81,6 +84,7 @@ class AttackInfo:
     once: Callable[..., int] = lambda **_: 0
     learns: str = ""
     learning_cost: Callable[..., tuple[int, int]] = _nothing
+    learning_undrawn: Callable[..., tuple[int, int]] = _nothing
 
 
 def _iterative(default_steps: int) -> Callable[..., tuple[int, int]]:
@@ -114,6 +118,11 @@ def _through_codes(steps: int = 100, restarts: int = 1, **other: object) -> tupl
     pass, then the model at the start and after each step of the rest."""
     half = steps // 2
     return restarts * (1 + 2 * half + steps - half + 1), restarts * (2 * half + steps - half)
+
+
+def _codes_alone(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
+    """Of `_through_codes`: for each restart the code of the image, and the decoder at each step of the first half."""
+    return restarts * (1 + steps // 2), restarts * (steps // 2)
 
 
 def _overpowered(steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object) -> tuple[int, int]:
@@ -168,6 +177,16 @@ def _target_image(default_steps: int, default_targets: int, default_goal: str) -
     return cost
 
 
+def _but_for_answers(cost: Callable[..., tuple[int, int]], default_targets: int) -> Callable[..., tuple[int, int]]:
+    """Of `_target_image`: all but the defense's answers to the clean image and to what each target gave."""
+
+    def undrawn(targets: int = default_targets, **params: object) -> tuple[int, int]:
+        forward, backward = cost(targets=targets, **params)
+        return forward - 1 - targets, backward
+
+    return undrawn
+
+
 def _nearest_known(default: str) -> Callable[..., int]:
     """The known images, all encoded where the nearest is looked for."""
 
@@ -191,6 +210,9 @@ def _codes_learn(known: int = 5000, **other: object) -> tuple[int, int]:
     """Each known image through the encoder, and one through the classifier, whose classes are counted."""
     return known + 1, 0
 
+
+_LATENT_DISTANCE, _VAE_LOSS = _target_image(40, 3, "distance"), _target_image(40, 3, "vae_loss")
+_TARGET_CODE = _target_image(100, 1, "divergence")
 
 ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
     {
@@ -290,30 +312,33 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "latent_ball": AttackInfo(
             "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),
             "A search among codes for what the decoder draws, pulled into the ball; then Auto-PGD from there",
-            "https://arxiv.org/abs/1712.09196", cost=_through_codes, needs=("decode", "encode"), through_codes=True,
+            "https://arxiv.org/abs/1712.09196", cost=_through_codes, undrawn=_codes_alone,
+            needs=("decode", "encode"), through_codes=True,
         ),
         "overpowered": AttackInfo(
             "bench.attacks.overpowered:overpowered", 2, (),
             "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
-            "https://arxiv.org/abs/1712.09196", cost=_overpowered, needs=("decode", "encode"), through_codes=True,
-            may_change_class=True, strength="rho",
+            "https://arxiv.org/abs/1712.09196", cost=_overpowered, undrawn=_overpowered,
+            needs=("decode", "encode"), through_codes=True, may_change_class=True, strength="rho",
         ),
         "latent_distance": AttackInfo(
             "bench.attacks.target_images:in_ball", 1, ("linf", "l2"),
             "The code of another image, in a ball (latent attack of Kos et al. 2018)",
-            "https://arxiv.org/abs/1702.06832", cost=_target_image(40, 3, "distance"), fixed={"goal": "distance"},
-            needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("nearest"),
+            "https://arxiv.org/abs/1702.06832", cost=_LATENT_DISTANCE, undrawn=_but_for_answers(_LATENT_DISTANCE, 3),
+            fixed={"goal": "distance"}, needs=("encode", "decode"), through_codes=True, towards_image=True,
+            once=_nearest_known("nearest"),
         ),
         "vae_loss": AttackInfo(
             "bench.attacks.target_images:in_ball", 1, ("linf", "l2"),
             "The reconstruction of another image, in a ball (L_VAE attack of Kos et al. 2018)",
-            "https://arxiv.org/abs/1702.06832", cost=_target_image(40, 3, "vae_loss"), fixed={"goal": "vae_loss"},
-            needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("nearest"),
+            "https://arxiv.org/abs/1702.06832", cost=_VAE_LOSS, undrawn=_but_for_answers(_VAE_LOSS, 3),
+            fixed={"goal": "vae_loss"}, needs=("encode", "decode"), through_codes=True, towards_image=True,
+            once=_nearest_known("nearest"),
         ),
         "target_code": AttackInfo(
             "bench.attacks.target_images:penalised", 2, (),
             "The code of another image at the least change (Tabacof et al. 2016)",
-            "https://arxiv.org/abs/1612.00155", cost=_target_image(100, 1, "divergence"),
+            "https://arxiv.org/abs/1612.00155", cost=_TARGET_CODE, undrawn=_but_for_answers(_TARGET_CODE, 1),
             needs=("encode", "decode"), through_codes=True, towards_image=True, once=_nearest_known("random"),
             may_change_class=True, strength="constant",
         ),
@@ -326,8 +351,9 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "latent_classifier": AttackInfo(
             "bench.attacks.latent_classifier:latent_classifier", 1, ("linf", "l2"),
             "A classifier of the codes, attacked through the encoder (Kos et al. 2018)",
-            "https://arxiv.org/abs/1702.06832", cost=_iterative(40), needs=("encode",), through_codes=True,
-            learns="bench.attacks.latent_classifier:learn", learning_cost=_codes_learn,
+            "https://arxiv.org/abs/1702.06832", cost=_iterative(40), undrawn=_iterative(40), needs=("encode",),
+            through_codes=True, learns="bench.attacks.latent_classifier:learn", learning_cost=_codes_learn,
+            learning_undrawn=_codes_learn,
         ),
         "square": AttackInfo(
             "bench.attacks.square:square", 1, ("linf", "l2"),

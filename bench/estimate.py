@@ -39,14 +39,14 @@ def expected_seconds(
             if isinstance(one, Subject) and one.name not in purifying:
                 purifying[one.name] = _purify_seconds(one, probe) / len(probe)
         stochastic = subject.cls.stochastic
-        forward, backward = attack_cost.each_image(spec)
-        ahead, back = attack_cost.learning(spec)
+        forward, backward = attack_cost.each_image(spec, stochastic=stochastic)
+        ahead, back = attack_cost.learning(spec, stochastic=stochastic)
         n = int(work.wanted.sum())
         if spec.knows_defense:  # through the defense: its backward pass takes about twice its forward pass
             passes = 3 * backward or forward
-            seconds = purifying[subject.name] * passes * n * spec.eot(stochastic=stochastic)
+            seconds = purifying[subject.name] * passes * n
             seconds *= 1 if stochastic else EARLY
-            seconds += purifying[subject.name] * (3 * back or ahead) * spec.eot(stochastic=stochastic)
+            seconds += purifying[subject.name] * (3 * back or ahead)
         elif spec.imitates_defense:
             seconds = attacking * backward * n
             architecture, asked = origins.parse(spec.source).name, answers_key(subject)

@@ -15,12 +15,14 @@ import torch
 from models import counted, shown, taught
 from torch import Tensor, nn
 
-from bench import attacks, catalog, classifiers, threat
+from bench import attack_cost, attacks, catalog, classifiers, threat
 from bench.attacks import losses
 from bench.defense import Defense
 from bench.draws import ImageDraws
+from bench.protocol import AttackSpec
 
 EPS = 0.1
+FEW = {"queries": 60, "samples": 8, "steps": 3, "restarts": 2}
 BUDGETED = sorted(name for name, info in catalog.ATTACKS.items() if info.norms)
 # those that use gradients of the model itself; what learns a model of its own is held to what is known of that
 LEARNING = sorted(name for name, info in catalog.ATTACKS.items() if info.cost()[1] > 0 and not info.learns)
@@ -365,6 +367,34 @@ def test_invariant_11_the_declared_cost_is_what_is_spent(name, params):
     forward, backward = catalog.ATTACKS[name].cost(**params)
     once = catalog.ATTACKS[name].once(known=20, **params)
     assert (target.forward_rows, target.backward_rows) == (5 * forward + once, 5 * backward)
+
+
+@every_attack
+def test_invariant_11_only_what_asks_a_random_defense_is_sent_in_every_draw(name):
+    images, labels = batch(5)[0], torch.full((5,), 3)
+    function = attacks.get(name)
+    params = {key: value for key, value in FEW.items() if key in inspect.signature(function).parameters}
+    model, right = Linear(), nn.functional.one_hot(labels[0], 10)
+    certain = lambda x: (1e-3 * model(x) + 10 * right).expand(3, -1, -1)  # noqa: E731 - three draws
+    target, given = counted(name, certain), lesson(name, model, images, eps=EPS)
+    radius = {"eps": EPS} if "eps" in inspect.signature(function).parameters else {}
+    function(target, images, labels, draws=draws(5), **given, **radius, **params)
+    spec = AttackSpec(name, "latent", params=(("eot", 3), *params.items()))
+    forward, backward = attack_cost.each_image(spec, stochastic=True)
+    once = catalog.ATTACKS[name].once(known=20, **params)
+    assert (target.forward_rows, target.backward_rows) == (5 * forward + once, 5 * backward)
+
+
+@pytest.mark.parametrize("name", [name for name, info in catalog.ATTACKS.items() if info.learns])
+def test_invariant_11_also_while_it_learns(name):
+    learn, model, known = attacks.learner(name), Linear(), batch(20)[0]
+    assert learn is not None
+    target = counted(name, lambda x: model(x).expand(3, -1, -1))
+    taken = {"eps": EPS, "epochs": 2}
+    settings = {key: value for key, value in taken.items() if key in inspect.signature(learn).parameters}
+    learn(target, known, torch.arange(20) % 10, generator=torch.Generator().manual_seed(0), **settings)
+    spec = AttackSpec(name, "latent", params=(("eot", 3), ("known", 20), ("epochs", 2)))
+    assert (target.forward_rows, target.backward_rows) == attack_cost.learning(spec, stochastic=True)
 
 
 @every_attack
