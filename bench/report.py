@@ -12,10 +12,11 @@ from rich.text import Text
 
 from bench import selective, statistics
 from bench.errors import BenchError
+from bench.evidence import Verdict
 from bench.protocol import THRESHOLDS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell, Record
 from bench.timing_record import CLASSIFIER, REFERENCE, Timing
-from bench.verdicts import Verdict, over_seeds
+from bench.verdicts import over_seeds
 
 
 def percent(share: float) -> str:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from bench import selective, statistics
 from bench.catalog import ATTACKS
+from bench.evidence import Verdict
 from bench.protocol import TRACKS, USUAL_THRESHOLD, Protocol
 from bench.record import Card, Cell
 from bench.statistics import Strongest
-from bench.verdicts import Verdict, over_seeds
+from bench.verdicts import over_seeds
 from leaderboard.gather import known
 
 if TYPE_CHECKING:

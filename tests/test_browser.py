@@ -16,9 +16,9 @@ import pytest
 
 from bench import protocol as protocols
 from bench import timing_record, verdicts
+from bench.evidence import Verdict
 from bench.record import Store
 from bench.timing_record import Score
-from bench.verdicts import Verdict
 from leaderboard.build import build
 
 pytestmark = pytest.mark.browser

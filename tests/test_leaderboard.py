@@ -20,9 +20,10 @@ from bench import protocol as protocols
 from bench import statistics, verdicts
 from bench.catalog import ATTACKS
 from bench.errors import BenchError
+from bench.evidence import Level, Verdict
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
-from bench.verdicts import RULES, Level, Verdict
+from bench.verdicts import RULES
 from leaderboard import bundle, facets, figures, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from bench import report, verdicts
 from bench.errors import BenchError
+from bench.evidence import Verdict
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Card, Cell
-from bench.verdicts import Verdict
 
 PGD = AttackSpec("pgd", "gray_box", "linf", 0.1)
 CASCADE = AttackSpec("apgd_ce", "white_box", "linf", 0.1, (), "bpda", cascade=True)

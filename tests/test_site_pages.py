@@ -17,10 +17,10 @@ from sites import DEEP, TINY, deep_cells, pages, text_of, tiny_cells
 
 from bench import protocol as protocols
 from bench import statistics, verdicts
+from bench.evidence import Verdict
 from bench.protocol import Protocol
 from bench.record import Store
 from bench.submissions import places
-from bench.verdicts import Verdict
 from leaderboard import archive, attack_page, breakers, commands, compare, defense_page, sentences, tables
 from leaderboard.build import build
 from leaderboard.paper_tables import paper_tables

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench import evaluation, protocol, scoring, verdicts
+from bench import evaluation, evidence, masked_gradients, paired_tests, protocol, scoring, verdicts
 from bench.protocol import Protocol
 from bench.record import Card, Cell
 
@@ -51,7 +51,7 @@ def white(cell):
     return make
 
 
-def judge(cells, baseline=(), asked: Protocol = TINY) -> dict[str, verdicts.Verdict]:
+def judge(cells, baseline=(), asked: Protocol = TINY) -> dict[str, evidence.Verdict]:
     found = verdicts.verdicts(cells, baseline, asked)
     assert {verdict.rule for verdict in found} <= set(verdicts.RULES)
     assert len({verdict.rule for verdict in found}) == len(found)
@@ -73,19 +73,19 @@ def levels(*given, **kept) -> dict[str, str]:
 def test_on_right_and_wrong_the_sign_flip_is_mcnemars_exact_test():
     for better, worse in ((7, 0), (6, 0), (9, 2), (2, 9), (0, 0), (30, 30)):
         gaps = np.concatenate([np.ones(better), -np.ones(worse), np.zeros(50)])
-        assert verdicts.sign_flip(gaps) == pytest.approx(stats.binom.sf(better - 1, better + worse, 0.5), abs=1e-9)
+        assert paired_tests.sign_flip(gaps) == pytest.approx(stats.binom.sf(better - 1, better + worse, 0.5), abs=1e-9)
 
 
 def test_on_shares_the_sign_flip_counts_all_signs():
     gaps = np.array([0.3, 0.25, -0.05, 0.0, 0.6, 0.15])
     sums = [np.dot(signs, gaps) for signs in itertools.product((-1, 1), repeat=len(gaps))]
-    assert verdicts.sign_flip(gaps) == pytest.approx(np.mean(np.array(sums) >= gaps.sum() - 1e-9))
+    assert paired_tests.sign_flip(gaps) == pytest.approx(np.mean(np.array(sums) >= gaps.sum() - 1e-9))
 
 
 def test_holm_lowers_the_bar_step_by_step():
-    assert verdicts.holm([0.02, 0.001, 0.9], 0.05) == [True, True, False]
-    assert verdicts.holm([0.03, 0.03, 0.03], 0.05) == [False, False, False]
-    assert verdicts.holm([], 0.05) == []
+    assert paired_tests.holm([0.02, 0.001, 0.9], 0.05) == [True, True, False]
+    assert paired_tests.holm([0.03, 0.03, 0.03], 0.05) == [False, False, False]
+    assert paired_tests.holm([], 0.05) == []
 
 
 def test_without_cells_there_is_nothing_to_say():
@@ -126,7 +126,7 @@ def test_a_voided_cell_is_a_warning(cell):
     assert found == {"two_functions": "warning", "failed_cells": "note"}
 
 
-NAN = verdicts.NOT_FINITE
+NAN = evidence.NOT_FINITE
 RAISED, IN_ATTACK = "ValueError: x", "under attack: ValueError: x"
 VOID = "3.1% of the images were misclassified under attack and score as right: it is not one function"
 
@@ -333,7 +333,7 @@ def test_what_twice_the_steps_gain_is_always_told(right, words, white):
 def test_the_interval_of_the_gain_covers_the_truth(gain):
     rng = np.random.default_rng(0)
     drawn = rng.choice([-1.0, 0.0, 1.0], p=[0.01, 0.98 - gain, 0.01 + gain], size=(1000, N))
-    covered = [low <= gain <= high for low, high in map(verdicts._interval, drawn)]
+    covered = [low <= gain <= high for low, high in map(masked_gradients._interval, drawn)]
     assert np.mean(covered) > 0.93
 
 
@@ -417,7 +417,7 @@ def test_clean_images_given_back_with_noise(away, left, warns, cell):
     noise = cell(N, attack="uniform_noise", eps=0.3)
     assert ("gives_back_clean_images" in levels([shown(noise, away, left)])) == warns
     moved = cell(N, attack="shift")  # of any size: there only the levels count
-    assert ("gives_back_clean_images" in levels([shown(moved, away, left)])) == (left <= verdicts.NEAR)
+    assert ("gives_back_clean_images" in levels([shown(moved, away, left)])) == (left <= masked_gradients.NEAR)
 
 
 def test_one_large_error_in_an_image_is_a_reconstruction(cell):

@@ -11,9 +11,10 @@ import pytest
 
 from bench import evaluate, protocol, statistics
 from bench.defense import Defense
+from bench.evidence import Verdict
 from bench.progress import Progress
 from bench.record import Cell
-from bench.verdicts import Verdict, verdicts
+from bench.verdicts import verdicts
 from defenses.identity_vae import IdentityVAE, SampledIdentityVAE
 
 
