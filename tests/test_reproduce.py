@@ -203,6 +203,9 @@ def test_with_everything_installed_only_tables_without_a_protocol_are_left():
 def test_installed_looks_at_this_installation():
     here = reproduce.installed()
     assert here.defenses == set(plugins.installed()) and here.attacks == set(catalog.ATTACKS)
+    assert set(counterparts.DEFENSES.values()) - here.defenses == {"fgsm_training"}, (
+        "every other one is known by its name"
+    )
 
 
 def test_what_is_asked_for_is_each_cell_once_and_the_bare_classifier_where_the_metric_needs_it():
@@ -248,7 +251,7 @@ def test_the_table_tells_both_numbers_their_difference_and_why(found):
         f"50.0 [{100 * low:.1f}, {100 * high:.1f}]", "+36.8", "4", "",
     ]  # fmt: skip
     assert "all  Under attack the paper counts agreement" in text
-    assert "Not measured: no defense mad_vae_combined is installed." in text
+    assert "Not measured: no defense mad_vae is installed." in text
     assert all(str(row.value_percent) in text for row in reproduce.chosen(TABLE1))
 
 
