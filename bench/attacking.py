@@ -224,8 +224,8 @@ def _target(work: Work, examples: Examples, first: int | str) -> threat.Target:
         return threat.gray_box(work.subject.attacked)
     seed_parts = (work.protocol.seed, "attacked draws", work.subject.name, work.subject.seed, spec.slug, first)
     eot = spec.eot(stochastic=True)
+    beyond = work.subject.thresholds.get(spec.threshold, math.inf)  # none where it could not be built: it raises
     if spec.track == "rejection":
-        beyond = work.subject.thresholds.get(spec.threshold, math.inf)  # none where it could not be built: it raises
         if "class_scores" in ATTACKS[spec.attack].needs:
             return threat.class_acceptance(work.subject.defense, threshold=beyond, eot=eot, seed_parts=seed_parts)
         return threat.acceptance(work.subject.defense, spec.route, threshold=beyond, eot=eot, seed_parts=seed_parts)
@@ -233,6 +233,8 @@ def _target(work: Work, examples: Examples, first: int | str) -> threat.Target:
         return threat.through_codes(
             work.subject.defense, spec.route, eot=eot, seed_parts=seed_parts, known=examples.validation
         )
+    if spec.track == "query" and ATTACKS[spec.attack].past_detector:
+        return threat.acceptance_score_only(work.subject.defense, threshold=beyond, eot=eot, seed_parts=seed_parts)
     if spec.track == "query":
         return threat.score_only(work.subject.defense, eot=eot, seed_parts=seed_parts)
     return threat.white_box(

@@ -137,6 +137,11 @@ def _square(queries: int = 5000, **other: object) -> tuple[int, int]:
     return queries + 1, 0
 
 
+def _accepted_square(queries: int = 1000, **other: object) -> tuple[int, int]:
+    """As `_square`, and once more the clean image, for the sizes of margin and slack."""
+    return queries + 2, 0
+
+
 def _spsa(steps: int = 100, samples: int = 128, **other: object) -> tuple[int, int]:
     """A look at the start and after each step, and two queries a direction; fewer where broken images leave."""
     return steps * (2 * samples + 1) + 1, 0
@@ -296,6 +301,11 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "bench.attacks.acceptance:accepted_pgd", 1, ("linf", "l2"),
             "Orthogonal PGD past a detector (Bryniarski et al. 2021)",
             "https://arxiv.org/abs/2106.15023", cost=_two_gradients, fixed={"rule": "orthogonal"}, past_detector=True,
+        ),
+        "accepted_square": AttackInfo(
+            "bench.attacks.acceptance:accepted_square", 1, ("linf", "l2"),
+            "Square Attack towards a wrong answer that is accepted, by scores alone",
+            "https://arxiv.org/abs/1912.00049", cost=_accepted_square, past_detector=True,
         ),
         "towards_class": AttackInfo(
             "bench.attacks.class_targets:towards_class", 1, (),

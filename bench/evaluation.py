@@ -149,7 +149,7 @@ def _disagreement(work: Work, attacked: list[Arrays], scored: list[Arrays]) -> l
         return []
     broken = np.concatenate([images["broken"] for images in attacked])
     right = np.concatenate([score["right"] for score in scored]) > 0
-    if work.spec.track == "rejection":
+    if ATTACKS[work.spec.attack].past_detector:
         right |= np.concatenate([score["accepted"] for score in scored]) == 0
     share = float((broken & right).mean())
     if share <= MAXIMAL_DISAGREEMENT:

@@ -516,6 +516,8 @@ def _past_detectors(
             specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "bpda"))
         if eps in hard:
             specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
+            asked = (("eot", eot), ("queries", 5 * steps))
+            specs.append(AttackSpec("accepted_square", "query", "linf", eps, asked, n_examples=100))
     specs += _as_a_class(steps, eot, len(hard) > 1)
     for attack in ("lagrangian_pgd", "orthogonal_pgd"):
         specs.append(AttackSpec(attack, "rejection", "linf", wide, usual, "autograd", variant="wide"))

@@ -180,13 +180,22 @@ def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) ->
 
     A query of a random defense is answered by `eot` fresh draws, (eot, N, K), as in `white_box`: each costs its rows.
     """
-    answers = _folded(defense, defense.logits, eot, seed_parts)
+    return Target(_without_gradient(_folded(defense, defense.logits, eot, seed_parts)))
 
-    def logits(images: Tensor) -> Tensor:
+
+def acceptance_score_only(defense: Defense, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
+    """The attacker asks a defense that may refuse for its logits and the slack of `acceptance`, and sees nothing else:
+    (N, K + 1) or (eot, N, K + 1), without a gradient."""
+    answers = acceptance(defense, "autograd", threshold=threshold, eot=eot, seed_parts=seed_parts)
+    return Target(_without_gradient(answers))
+
+
+def _without_gradient(answers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def found(images: Tensor) -> Tensor:
         with torch.no_grad():
             return answers(images.detach()).detach()
 
-    return Target(logits)
+    return found
 
 
 def _door(defense: Defense, route: str, called: str, **more: Door) -> Door:

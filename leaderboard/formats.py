@@ -29,6 +29,7 @@ _PUBLISHED = {
     "overpowered": "Overpowered", "latent_ball": "Latent ball", "latent_distance": "Latent distance",
     "target_code": "Target code", "universal": "Universal change", "latent_classifier": "Classifier of codes",
     "lagrangian_pgd": "Lagrangian PGD", "orthogonal_pgd": "Orthogonal PGD",
+    "accepted_square": "Square, accepted",
     "mnist": "MNIST", "fmnist": "Fashion-MNIST", "digits": "scikit-learn's digits",
     "svhn": "SVHN", "cifar10": "CIFAR-10", "celeba": "CelebA", "coil100": "COIL-100",
 }  # fmt: skip

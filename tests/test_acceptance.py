@@ -14,7 +14,8 @@ from bench.catalog import ATTACKS as ATTACKS_BY_NAME
 from bench.defense import Defense
 from bench.errors import BenchError
 
-ATTACKS = ("lagrangian_pgd", "orthogonal_pgd")
+BY_GRADIENT = ("lagrangian_pgd", "orthogonal_pgd")
+ATTACKS = (*BY_GRADIENT, "accepted_square")
 SHAPE = (1, 4, 4)
 
 
@@ -61,9 +62,15 @@ def reachable(defense: Linear, images: Tensor, labels: Tensor, eps: float, thres
     return np.array(best)
 
 
-def attacked(linear, name: str, eps: float, threshold: float, **given) -> attacks.Attacked:
+def effort(name: str, *, steps: int, **given) -> dict[str, object]:
+    """As many steps, or the queries that do as much on images of 16 pixels."""
+    return {"steps": steps, **given} if name in BY_GRADIENT else {"queries": 20 * steps}
+
+
+def attacked(linear, name: str, eps: float, threshold: float, *, norm="linf", stop_when_broken=False, **given):
     defense, images, labels = linear
     target = threat.acceptance(defense, "autograd", threshold=threshold, eot=1, seed_parts=())
+    given = {"norm": norm, "stop_when_broken": stop_when_broken, **effort(name, **given)}
     noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
     return attacks.get(name)(target, images, labels, eps=eps, draws=noise, **given)
 
@@ -118,8 +125,9 @@ def test_it_costs_the_rows_that_the_catalog_says(name, linear):
     defense, images, labels = linear
     target = threat.acceptance(defense, "autograd", threshold=-1e6, eot=1, seed_parts=())
     noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
-    attacks.get(name)(target, images, labels, eps=0.1, draws=noise, steps=7, restarts=2)
-    forward, backward = ATTACKS_BY_NAME[name].cost(steps=7, restarts=2)
+    given = effort(name, steps=7, restarts=2)
+    attacks.get(name)(target, images, labels, eps=0.1, draws=noise, **given)
+    forward, backward = ATTACKS_BY_NAME[name].cost(**given)
     assert (target.forward_rows, target.backward_rows) == (forward * len(images), backward * len(images))
 
 
@@ -136,7 +144,8 @@ def test_a_random_defense_answers_with_draws_of_both(name, linear):
     with torch.no_grad():
         assert target(images).shape == (5, len(images), 4)
     noise = draws.ImageDraws.derived(torch.arange(len(images)), "test")
-    found = attacks.get(name)(target, images, labels, eps=0.3, draws=noise, steps=30, stop_when_broken=True)
+    given = {"stop_when_broken": True, **effort(name, steps=30)}
+    found = attacks.get(name)(target, images, labels, eps=0.3, draws=noise, **given)
     assert not found.broken.any()  # one look proves nothing
     assert (found.step_of_success >= 0).any() and found.losses[-1].mean() > found.losses[0].mean()
 
@@ -155,6 +164,40 @@ def test_score_and_logits_come_from_the_same_draw(linear):
     target = threat.acceptance(Shared(linear[0].classifier), "autograd", threshold=0.0, eot=3, seed_parts=())
     answers = target(linear[1])
     assert torch.equal(answers[..., 0], -answers[..., -1])
+
+
+class _Reversed(torch.autograd.Function):
+    """The identity, with a gradient that points the other way."""
+
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+def test_a_detector_whose_gradient_points_away_stops_those_who_follow_it_and_not_those_who_ask(linear):
+    class Misleading(Linear):
+        def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+            return _Reversed.apply(super().rejection_score(images, generator))
+
+    defense, images, labels = linear
+    masked = (Misleading(defense.classifier), images, labels)
+    masked[0].load_state_dict(defense.state_dict())
+    possible = torch.from_numpy(reachable(defense, images, labels, 0.3, -4.0) > 0.02)
+    left = {name: int((~attacked(masked, name, 0.3, -4.0, steps=100).broken[possible]).sum()) for name in ATTACKS}
+    assert left["accepted_square"] <= 1 < int(possible.sum()) // 2 < min(left[name] for name in BY_GRADIENT)
+
+
+def test_who_sees_scores_alone_gets_no_gradient_and_the_same_answers(linear):
+    defense, images, _ = linear
+    asked = threat.acceptance_score_only(defense, threshold=0.5, eot=1, seed_parts=())
+    knowing = threat.acceptance(defense, "autograd", threshold=0.5, eot=1, seed_parts=())
+    answers = asked(images.clone().requires_grad_())
+    assert not answers.requires_grad and torch.equal(answers, knowing(images))
+    assert asked.forward_rows == len(images) and asked.backward_rows == 0
 
 
 def test_an_unknown_rule_or_route_is_refused(linear):

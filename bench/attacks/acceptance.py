@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks import Attacked, Logits, PerImage, Watch, balls, gradient_of, in_turn, is_blocked, losses, where
+from bench.attacks.square import random_search
 from bench.draws import ImageDraws
 from bench.errors import unknown
 
@@ -66,6 +67,33 @@ def accepted_pgd(
         return _climb(answers, start, centre, labels[rows], scale, eps, ball, RULES[rule], steps, stop_when_broken)
 
     return in_turn([run] * restarts, len(images), draws, stop_when_broken)
+
+
+def accepted_square(
+    answers: Logits,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    draws: ImageDraws,
+    norm: str = "linf",
+    queries: int = 1000,
+    stop_when_broken: bool = False,
+) -> Attacked:
+    """The random search of Square Attack (bench.attacks.square) towards images that are misclassified and accepted.
+
+    It asks for logits and slack, (N, K + 1) or (draws, N, K + 1), and follows no gradient: a detector whose gradient
+    leads nowhere, or the wrong way, does not stop it. The loss is that of `accepted_pgd`. Raises ValueError for eps < 0
+    or queries < 1, BenchError for an unknown norm.
+    """
+    scales = _sizes(answers, images, labels)
+
+    def seen(rows: Tensor, proposals: Tensor) -> _Seen:
+        return _look(answers, proposals, labels[rows], scales[:, rows], last=True)
+
+    return random_search(
+        seen, images, eps=eps, draws=draws, norm=norm, queries=queries, stop_when_broken=stop_when_broken
+    )
 
 
 @dataclass

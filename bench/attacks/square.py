@@ -11,11 +11,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bench.attacks import Attacked, Logits, balls, look, losses
+from bench.attacks import Attacked, Logits, Look, balls, look, losses
 from bench.draws import ImageDraws
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after these the window's area halves
@@ -53,36 +54,72 @@ def square(
     column, as in the paper but not in its code; in an image that is not square they have the same share of its area,
     cut to the shorter side. Raises ValueError for eps < 0, queries < 1, p_init outside (0, 1] or an unknown norm.
     """
+    measure = losses.get(loss)
+
+    def seen(rows: Tensor, proposals: Tensor) -> Look:
+        return look(logits, proposals, labels[rows], measure, last=True)
+
+    return random_search(
+        seen, images, eps=eps, draws=draws, norm=norm, queries=queries, p_init=p_init, stop_when_broken=stop_when_broken
+    )
+
+
+class Seen(Protocol):
+    """What one query told of each image (N,): the loss to raise, whether it is broken, and whether that is sure."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def broken(self) -> Tensor: ...
+
+    @property
+    def certain(self) -> Tensor | bool: ...
+
+
+def random_search(
+    query: Callable[[Tensor, Tensor], Seen],
+    images: Tensor,
+    *,
+    eps: float,
+    draws: ImageDraws,
+    norm: str = "linf",
+    queries: int = 5000,
+    p_init: float | None = None,
+    stop_when_broken: bool = False,
+) -> Attacked:
+    """The search of `square`, whatever is looked for: `query` tells of proposals (M, C, H, W) for the images at the
+    indices (M,), and the best image seen is returned, a broken one before an unbroken one, then that of higher loss."""
     if eps < 0 or queries < 1 or (p_init is not None and not 0 < p_init <= 1):
         raise ValueError(f"square needs eps >= 0, queries >= 1 and p_init in (0, 1], got {eps}, {queries}, {p_init}")
-    ball, search, measure = balls.get(norm), SEARCHES[norm], losses.get(loss)
-    clean = seen = look(logits, images, labels, measure, last=True)
+    ball, search, everyone = balls.get(norm), SEARCHES[norm], torch.arange(len(images), device=images.device)
+    clean = seen = query(everyone, images)
     best, best_loss, best_broken = images.clone(), clean.loss.clone(), clean.broken & clean.certain
-    success = torch.where(clean.broken, 0, torch.full_like(labels, -1))
+    success = torch.where(clean.broken, 0, torch.full_like(everyone, -1))
     recorded = {round(point * queries / (CURVE_POINTS - 1)) for point in range(CURVE_POINTS)}
     curve = [clean.loss]
-    left, noise = torch.arange(len(images), device=images.device), draws  # the images still under attack
-    for query in range(1, queries + 1):
+    left, noise = everyone, draws  # the images still under attack
+    for asked in range(1, queries + 1):
         if stop_when_broken:
             unbroken = ~best_broken[left]
             left, noise = left[unbroken], noise.rows(unbroken)
         if len(left) == 0:
             break
         centre, current = images[left], best[left]
-        if query == 1:
+        if asked == 1:
             proposal = search.start(centre, eps, noise)
         else:
-            side = search.side(p_init or search.p_init, (query - 2) / queries, images.shape)
+            side = search.side(p_init or search.p_init, (asked - 2) / queries, images.shape)
             proposal = search.propose(centre, current, eps, side, noise)
         proposal = ball.project(proposal, centre, eps)
-        seen = look(logits, proposal, labels[left], measure, last=True)
+        seen = query(left, proposal)
         broken = seen.broken & seen.certain
         better = _better(broken, seen.loss, best_broken[left], best_loss[left])
-        taken = left if query == 1 else left[better]
-        rows = slice(None) if query == 1 else better
+        taken = left if asked == 1 else left[better]
+        rows = slice(None) if asked == 1 else better
         best[taken], best_loss[taken], best_broken[taken] = proposal[rows], seen.loss[rows], broken[rows]
-        success[left[seen.broken & (success[left] < 0)]] = query
-        if query in recorded:
+        success[left[seen.broken & (success[left] < 0)]] = asked
+        if asked in recorded:
             curve.append(best_loss.clone())
     curve += [best_loss] * (len(recorded) - len(curve))
     unmoved = _better(clean.broken & clean.certain, clean.loss, best_broken, best_loss)
