@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -26,13 +27,16 @@ from bench.isolation import Isolated
 from bench.places import home
 from bench.planning import Plan, named_class, plan
 from bench.progress import Progress, duration, for_terminal
-from bench.protocol import AttackSpec, Protocol
+from bench.protocol import AttackSpec, Budget, Protocol
 from bench.record import Cell, Store
 from bench.subjects import Unusable, held_to_contract, trained_subject
 from bench.substitutes import SourceNet
 from bench.work import Examples, Subject, Work, card, cell_name, wanted
 
 Sources = Mapping[str, Subject | SourceNet]
+
+SHOWN: Mapping[Budget, int] = MappingProxyType({"medium": 500, "search": 50})
+"""How many validation images show what a training came to, where a purification costs too much for all of them."""
 
 
 class _Desk:
@@ -230,8 +234,9 @@ def clean_accuracy(
     on: str = "auto",
     data_root: Path | str | None = None,
     progress: Progress | None = None,
-) -> tuple[float, float]:
-    """Train (or load) a defense; the accuracy on the validation split with it and of the classifier without it."""
+) -> tuple[float, float, int]:
+    """Train (or load) a defense; the accuracy with it and of the classifier without it on the first images of the
+    validation split, and of how many: all, or what SHOWN says of its budget class."""
     progress, place = progress or Progress(), device.prepare(on)
     named = named_class(name)
     loaded = data.load(dataset, data_root).to(place)
@@ -239,12 +244,12 @@ def clean_accuracy(
     subject = trained_subject(named, classifier, net, net_weights, loaded, recipe, progress)
     if isinstance(subject.defense, Unusable):
         raise BenchError(f"{subject.name} is {subject.defense.reason}")
-    right = bare = 0
-    with progress.task(f"{name} on validation", total=len(loaded.validation)) as advance, torch.no_grad():
-        for start in range(0, len(loaded.validation), device.chunk_size(place)):
-            batch = loaded.validation[start : start + device.chunk_size(place)]
+    right, bare, shown = 0, 0, loaded.validation[: SHOWN.get(subject.budget)]
+    with progress.task(f"{name} on validation", total=len(shown)) as advance, torch.no_grad():
+        for start in range(0, len(shown), device.chunk_size(place)):
+            batch = shown[start : start + device.chunk_size(place)]
             generator = draws.generator(place, "validation", start)
             right += int((subject.defense.logits(batch.images, generator).argmax(1) == batch.labels).sum())
             bare += int((net(batch.images).argmax(1) == batch.labels).sum())
             advance(len(batch))
-    return right / len(loaded.validation), bare / len(loaded.validation)
+    return right / len(shown), bare / len(shown), len(shown)

@@ -272,6 +272,17 @@ def test_data_list_tells_what_is_here(command):
     assert "purifybench data fetch mnist" in lines["mnist"]
 
 
+@pytest.mark.slow
+def test_a_training_ends_with_what_it_came_to_on_as_many_images_as_its_cost_allows(
+    command, trained_home, digits, monkeypatch
+):
+    status, out, _ = command("train", "kmeans", "--dataset", "digits")
+    assert status == 0 and f"clean accuracy on {len(digits.validation)} validation images of digits: " in out
+    monkeypatch.setattr("bench.campaign.SHOWN", {"cheap": 7})
+    _, out, _ = command("train", "kmeans", "--dataset", "digits")
+    assert "clean accuracy on 7 validation images of digits: " in out and "; classifier A alone: " in out
+
+
 def test_an_estimate_trains_and_writes_nothing(command, tmp_path):
     status, out, _ = command("run", "identity", "kmeans", "-p", PROTOCOL, "--limit", "32", "--estimate")
     assert status == 0

@@ -119,8 +119,8 @@ def check(
     if trained:
         from bench import campaign, progress
 
-        accuracy, bare = campaign.clean_accuracy(name, dataset, data_root=data_root, progress=progress.for_terminal())
-        typer.echo(f"clean accuracy on {dataset}'s validation split: {accuracy:.1%}; classifier A alone: {bare:.1%}")
+        found = campaign.clean_accuracy(name, dataset, data_root=data_root, progress=progress.for_terminal())
+        typer.echo(_accuracy(*found, dataset, "A"))
 
 
 def train(
@@ -136,7 +136,7 @@ def train(
     """Train a defense ahead of `run`, which would do it too. Interrupted, it resumes after the last whole epoch."""
     from bench import campaign, progress
 
-    accuracy, bare = campaign.clean_accuracy(
+    found = campaign.clean_accuracy(
         name,
         dataset,
         recipe=recipe,
@@ -145,9 +145,13 @@ def train(
         data_root=data_root,
         progress=progress.for_terminal(),
     )
-    typer.echo(
-        f"clean accuracy on {dataset}'s validation split: {accuracy:.1%}; classifier {classifier} alone: {bare:.1%}"
-    )
+    typer.echo(_accuracy(*found, dataset, classifier))
+
+
+def _accuracy(accuracy: float, bare: float, n: int, dataset: str, classifier: str) -> str:
+    """What a training came to, in one line."""
+    shown = f"{n:,} validation images of {dataset}"
+    return f"clean accuracy on {shown}: {accuracy:.1%}; classifier {classifier} alone: {bare:.1%}"
 
 
 def timing(
