@@ -72,7 +72,7 @@ class PixelDefend(Defense):
         self.net = PixelCNN(shape, width, dilations)
         if eps_defend is None:
             eps_defend = 32 if shape[0] == 1 else 16
-        if eps_defend != int(eps_defend) or not 0 <= eps_defend <= 255:
+        if not 0 <= eps_defend <= 255 or eps_defend != int(eps_defend):
             raise ValueError(f"eps_defend counts levels: a whole number from 0 to 255 (0.3 is 77), got {eps_defend}")
         if clean_bits is not None and not clean_bits >= 0:
             raise ValueError(f"clean_bits is a number of bits per dimension from 0, or None, got {clean_bits}")

@@ -244,6 +244,7 @@ def test_purified_images_are_likelier(trained):
         ({"eps_defend": -1}, "whole number from 0 to 255"),
         ({"eps_defend": 0.3}, "whole number from 0 to 255"),
         ({"eps_defend": 256}, "whole number from 0 to 255"),
+        ({"eps_defend": math.nan}, "whole number from 0 to 255"),
         ({"clean_bits": -0.5}, "bits per dimension from 0"),
         ({"clean_bits": math.nan}, "bits per dimension from 0"),
         ({"width": 0}, "width from 1"),
