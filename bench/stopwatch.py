@@ -167,19 +167,21 @@ def measure(
         timed = {one.batch for one in own}
         measures[runner.name] += [_derived(own[-1], batch) for batch in ask.batches if batch not in timed]
     entrants = []
-    for runner in runners:
-        largest = max(one.batch for one in measures[runner.name] if not one.derived_from)
-        entrants.append(
-            Entrant(
-                name=runner.name, kind=runner.kind, title=runner.title, recipe=runner.recipe,
-                settings=runner.settings or {}, weights=runner.weights, trained=runner.trained,
-                first_seconds=first[runner.name],
-                measures=tuple(sorted(measures[runner.name], key=lambda one: one.batch)),
-                units=float(f"{runner.units:.4g}"), passes=_passes(runner, images[:1]),
-                peak_memory_mb=round(_peak(runner, _several(images, largest)), 3), peak_memory_batch=largest,
-                score=runner.score,
-            )
-        )  # fmt: skip
+    with progress.task("memory and rows", total=len(runners)) as advance:
+        for runner in runners:
+            largest = max(one.batch for one in measures[runner.name] if not one.derived_from)
+            entrants.append(
+                Entrant(
+                    name=runner.name, kind=runner.kind, title=runner.title, recipe=runner.recipe,
+                    settings=runner.settings or {}, weights=runner.weights, trained=runner.trained,
+                    first_seconds=first[runner.name],
+                    measures=tuple(sorted(measures[runner.name], key=lambda one: one.batch)),
+                    units=float(f"{runner.units:.4g}"), passes=_passes(runner, images[:1]),
+                    peak_memory_mb=round(_peak(runner, _several(images, largest)), 3), peak_memory_batch=largest,
+                    score=runner.score,
+                )
+            )  # fmt: skip
+            advance(1)
     return entrants
 
 
