@@ -19,15 +19,14 @@ _ROLES = {"encoder": ("encoder", "mean", "variance", "posterior"), "generator": 
 
 @dataclass(frozen=True)
 class Line:
-    """One who was timed, as the table shows it; `board` and `row` are where its robustness was measured, if it was."""
+    """One who was timed, as the table shows it; `measured` are the boards with its robustness and its rows there."""
 
     entrant: Entrant
     measures: tuple[Measure | None, ...]  # one for each of the run's sizes of batch
     to_classifier: float | None
     search_takes: float | None  # times as long
     rows: Mapping[str, Passes]  # by role: classifier, encoder, generator, other
-    board: Board | None = None
-    row: Row | None = None
+    measured: tuple[tuple[Board, Row], ...] = ()
 
     @property
     def latency(self) -> Measure:
@@ -59,12 +58,12 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Section:
-    """One run: its machine, the table, the scatter of mean robust radii, and the curve of the search's lengths."""
+    """One run: its machine, the table, a scatter of mean robust radii for each board that has some, and the curve of
+    the search's lengths."""
 
     timing: Timing
     lines: tuple[Line, ...]
-    board: Board | None
-    scatter: Scatter | None
+    scatters: tuple[tuple[Board, Scatter], ...]
     curve: tuple[tuple[Line, Estimate, Estimate], ...]  # with clean accuracy and that under FGSM
     curve_scatter: Scatter | None
 
@@ -85,34 +84,31 @@ def as_json(timing: Timing) -> bytes:
 
 
 def _section(timing: Timing, boards: Sequence[Board]) -> Section:
-    board = _board(timing, boards)
-    lines = sorted((_line(timing, one, board) for one in timing.entrants), key=lambda line: line.latency.median)
-    spots = [(line, line.row.mrr) for line in lines if line.row is not None and line.row.mrr is not None]
+    ours = [board for board in boards if board.protocol is not None and board.protocol.dataset == timing.dataset]
+    lines = sorted((_line(timing, one, ours) for one in timing.entrants), key=lambda line: line.latency.median)
+    drawn = [(board, scatter(_radii(lines, board))) for board in ours]
     curve = [(line, *_scores(line.entrant)) for line in lines if line.entrant.score is not None]
     return Section(
-        timing, tuple(lines), board if spots else None, scatter(spots), tuple(curve),
+        timing, tuple(lines), tuple((board, one) for board, one in drawn if one is not None), tuple(curve),
         scatter([(line, attacked) for line, _, attacked in curve]),
     )  # fmt: skip
 
 
-def _board(timing: Timing, boards: Sequence[Board]) -> Board | None:
-    """The first board of the run's data set on which mean robust radii are those of accuracy."""
-    for board in boards:
-        protocol = board.protocol
-        if protocol is None or protocol.dataset != timing.dataset or protocol.is_selective:
-            continue
-        if any(row.mrr is not None and row.classifier == timing.classifier for row in board.rows):
-            return board
-    return None
+def _radii(lines: Sequence[Line], board: Board) -> list[tuple[Line, Estimate]]:
+    """Who has a mean robust radius of accuracy on a board that is no draft."""
+    if board.protocol is None or board.protocol.is_selective or board.protocol.is_draft:
+        return []
+    rows = [(line, row) for line in lines for where, row in line.measured if where is board]
+    return [(line, row.mrr) for line, row in rows if row.mrr is not None]
 
 
-def _line(timing: Timing, entrant: Entrant, board: Board | None) -> Line:
-    row = _row(timing, entrant, board) if board else None
+def _line(timing: Timing, entrant: Entrant, boards: Sequence[Board]) -> Line:
+    rows = [(board, _row(timing, entrant, board)) for board in boards]
     smallest, search = timing.batches[0], timing.entrant(REFERENCE)
     return Line(
         entrant, tuple(entrant.at(batch) for batch in timing.batches), timing.ratio(entrant, CLASSIFIER, smallest),
         timing.ratio(search, entrant.name, smallest) if search else None, _by_role(entrant.passes),
-        board if row else None, row,
+        tuple((board, row) for board, row in rows if row is not None),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalog, checks, protocol, selective, statistics
+from bench import catalog, checks, protocol, selective, statistics, timing_record
 from bench.record import Cell, Store
 
 CHECKOUT = Path(__file__).parent.parent
@@ -34,6 +34,16 @@ def row(cells: list[Cell]) -> str:
     title = f"{record.card.title} (n = {record.n_examples})" if record.card.stochastic else record.card.title
     percents = " | ".join(f"{100 * value:.1f} %" for value in values)
     return f"| {title} | {percents} | {radius.mean():.3f} [{low:.3f}, {high:.3f}] |"
+
+
+def test_the_times_are_those_of_the_record():
+    (timing,) = timing_record.found([CHECKOUT / "submissions" / "machines"])
+    vae, search = timing.entrant("identity_vae"), timing.entrant(timing_record.REFERENCE)
+    assert timing.machine.device == "cpu" and timing.machine.cores == 2
+    told = (
+        f"Identity VAE {1000 * vae.at(1).median:.1f} ms, Defense-GAN's published search {search.at(1).median:.1f} s, "
+    )
+    assert f"{told}{timing.ratio(search, vae.name, 1):.0f} times as long" in README
 
 
 def test_there_are_records():

@@ -50,13 +50,15 @@ def test_robustness_stands_beside_the_time_where_the_same_settings_were_measured
     (section,) = timing_page.sections([one], boards)
     assert [line.entrant.name for line in section.lines] == [CLASSIFIER, "identity", "good", REFERENCE]
     good = section.lines[2]
-    assert (good.row.defense, good.row.mrr.value) == ("good", pytest.approx(0.875))
+    ((board, row),) = good.measured
+    assert (board.id, row.defense, row.mrr.value) == (TINY.id, "good", pytest.approx(0.875))
     assert (good.to_classifier, good.search_takes) == (pytest.approx(1000), pytest.approx(4))
-    assert [spot.line.entrant.name for spot in section.scatter.spots] == ["identity", "good"]
+    ((board, drawn),) = section.scatters
+    assert board.id == TINY.id and [spot.line.entrant.name for spot in drawn.spots] == ["identity", "good"]
     other = run(times("good", settings={"width": 8}), times("identity"))
     (section,) = timing_page.sections([other], boards)
-    assert section.scatter is None and section.lines[1].entrant.name == "good"
-    assert section.lines[1].row is None, "another net was timed"
+    assert section.scatters == () and section.lines[1].entrant.name == "good"
+    assert section.lines[1].measured == (), "another net was timed"
     html = page(store, tmp_path, one)
     assert 'href="defense/tiny-v1/good.html"' in html
     assert "Good : 1.00\u202fs, 0.875" in text_of(html)
@@ -158,3 +160,15 @@ def test_same_records_give_the_same_bytes_and_new_times_are_seen(store: Store, t
 )  # fmt: skip
 def test_three_digits(number: float, text: str) -> None:
     assert formats.ratio(number) == text
+
+
+def test_the_times_beside_the_submissions_are_shown_unasked_and_are_no_submission(store, tmp_path, command) -> None:
+    store.root.rename(tmp_path / "results")
+    one = run(times("good", settings={"width": 4}), times("identity", settings={}, seconds=0.002))
+    timing_record.save(one, tmp_path / "submissions" / "machines")
+    status, _, err = command("site", "build", "--out", "site")
+    assert (status, err) == (0, "")
+    text = text_of((tmp_path / "site" / "timing.html").read_text())
+    assert "Good : 1.00\u202fs, 0.875" in text and "hold no times yet" not in text
+    status, _, err = command("submission", "check", "machines")
+    assert status != 0 and "no submission is called 'machines'" in err

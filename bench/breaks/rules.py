@@ -98,7 +98,7 @@ class Case:
     def cells(self) -> list[Cell]:
         """The entry's records on the break's data set and classifier, held where it may refuse (bench.selective)."""
         said = self.said
-        if said is None or said.entry == places.BREAKS:
+        if said is None or said.entry in places.RESERVED:
             return []
         if said.entry not in self.known:
             cells = list(Store(self.root / said.entry / "records").cells(defense=said.entry))

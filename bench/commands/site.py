@@ -9,6 +9,7 @@ import typer
 
 from bench.errors import BenchError
 from bench.submissions import commands as submissions
+from bench.submissions import places
 
 site_app = typer.Typer(help="The leaderboard as static pages.", no_args_is_help=True)
 
@@ -27,14 +28,14 @@ def site_build(
 ) -> None:
     """Build the leaderboard from records: same records, same bytes. Open the printed file in a browser.
 
-    Without --records: ./results and the submissions that keep the rules of `purifybench submission check`; the others
-    are named and left out.
+    Without --records: ./results, the times in submissions/machines, and the submissions that keep the rules of
+    `purifybench submission check`; the others are named and left out.
     """
     typer.echo(f"The leaderboard: {build_site(records or _default_records(), out).resolve()}")
 
 
 def _default_records() -> list[Path]:
-    found = [Path("results"), *submissions.sound_records()]
+    found = [Path("results"), *submissions.sound_records(), places.ROOT / places.MACHINES]
     return [folder for folder in found if folder.is_dir()] or [Path("results")]
 
 

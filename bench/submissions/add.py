@@ -68,8 +68,9 @@ def add(
             "NAME==VERSION, NAME @ https://...whl#sha256=DIGEST, NAME @ git+https://...@40-DIGIT-COMMIT"
         )
     chosen = _chosen(package, source, name)
-    if chosen == places.BREAKS:
-        raise BenchError(f"{source} registers a defense called {chosen!r}: that folder holds breaks; rename it")
+    if chosen in places.RESERVED:
+        holds = places.RESERVED[chosen]
+        raise BenchError(f"{source} registers a defense called {chosen!r}: that folder holds {holds}; rename it")
     facts = declared(package, chosen)
     link = code or package.url
     missing = {

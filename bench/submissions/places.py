@@ -12,13 +12,15 @@ ROOT = Path("submissions")
 FILE = "submission.toml"
 PLUGIN = "plugin"
 BREAKS = "breaks"  # the folder beside the submissions that holds what others broke of them: bench.breaks
+MACHINES = "machines"  # and the one that holds runs of the timing track, each of one machine: bench.timing_record
+RESERVED = {BREAKS: "breaks", MACHINES: "times of machines"}
 GENERATED = ("__pycache__", ".egg-info", ".pyc", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".git", ".lock")
 IGNORED = tuple(f"*{ending}" for ending in GENERATED)
 
 
 def names(root: Path = ROOT) -> list[str]:
     """The folders of submissions under `root`, in order: those with a submission.toml or records."""
-    found = (path for path in root.glob("*") if path.name != BREAKS)
+    found = (path for path in root.glob("*") if path.name not in RESERVED)
     return sorted(path.name for path in found if (path / FILE).exists() or (path / "records").is_dir())
 
 

@@ -33,8 +33,9 @@ def folder_name(case: Case) -> Iterator[Objection]:
     if not plugins.SLUG.fullmatch(case.name):
         fix = f"rename it to {re.sub('[^a-z0-9]+', '_', case.name.lower()).strip('_') or 'my_defense'}"
         yield case.folder, repr(case.name), "2 to 40 of a-z, 0-9 and _, a letter first", fix
-    elif case.name == places.BREAKS:
-        yield case.folder, repr(case.name), "another name: that folder holds breaks of submissions", "rename it"
+    elif case.name in places.RESERVED:
+        expected = f"another name: that folder holds {places.RESERVED[case.name]}"
+        yield case.folder, repr(case.name), expected, "rename it"
 
 
 @rule(102)
