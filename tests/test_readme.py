@@ -11,6 +11,7 @@ import pytest
 
 from bench import catalog, checks, protocol, selective, statistics, timing_record
 from bench.record import Cell, Store
+from leaderboard import reported, reproduce
 
 CHECKOUT = Path(__file__).parent.parent
 README = (CHECKOUT / "README.md").read_text()
@@ -44,6 +45,18 @@ def test_the_times_are_those_of_the_record():
         f"Identity VAE {1000 * vae.at(1).median:.1f} ms, Defense-GAN's published search {search.at(1).median:.1f} s, "
     )
     assert f"{told}{timing.ratio(search, vae.name, 1):.0f} times as long" in README
+
+
+def test_the_reproduced_numbers_are_those_of_the_records():
+    rows = [row for row in reported.reported() if row.table == "vq-vae/fig10-fgsm" and row.epsilon == 0.2]
+    chosen = {row.defense: row for row in rows if row.defense in ("none", "VQVAE_0")}
+    cells = [cell for name in ("identity", "vq_vae")
+             for cell in reproduce.stored(Store(CHECKOUT / "submissions" / name / "records"))]  # fmt: skip
+    bare, defended = reproduce.lines([chosen["none"], chosen["VQVAE_0"]], cells)
+    assert bare.measured is not None and defended.measured is not None and bare.measured.n == 1000
+    told = f"{bare.row.value_percent} % without a defense and {defended.row.value_percent} % with one, and the records "
+    told += f"say {100 * bare.measured.value:.1f} % and {100 * defended.measured.value:.1f} %"
+    assert told in README.replace("\n", " ")
 
 
 def test_there_are_records():

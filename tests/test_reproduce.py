@@ -294,6 +294,20 @@ def test_a_dry_run_says_what_would_run_and_compares_what_is_there(command, monke
     assert len(list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))) == 54
 
 
+def test_who_only_looks_sees_what_is_committed_too_and_their_own_first(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(campaign, "run", None)
+    table = "lq-vae/white-box/MNIST"
+    first, second = answers(table)[:2]
+    committed = Store(tmp_path / "submissions" / first.defense / "records")
+    for answer in (first, second):
+        committed.save(cell(answer, [1, 0, 0, 0]))
+    Store(tmp_path / "results").save(cell(first, [1, 1, 1, 0]))
+    _, out, _ = command("reproduce", table, "--dry-run", "--limit", "4")
+    assert out.count("75.0 [") == 1 and out.count("25.0 [") == 1
+    _, out, _ = command("reproduce", table, "--dry-run", "--limit", "4", "--records", "results")
+    assert out.count("75.0 [") == 1 and "25.0 [" not in out
+
+
 def test_the_command_runs_what_exists_then_compares(command, monkeypatch, tmp_path):
     ran = []
 

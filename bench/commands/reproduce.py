@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench import plugins
-from bench.commands.options import DataRoot, Device, Records, complete_defense, complete_paper, show_all, split
+from bench.commands.options import DataRoot, Device, complete_defense, complete_paper, show_all, split
 from bench.errors import unknown
 
 if TYPE_CHECKING:
+    from bench.record import Cell
     from leaderboard.reproduce import Ask
 
 
@@ -25,7 +26,9 @@ def reproduce(
     limit: Annotated[int | None, typer.Option(help="Only the first N images: a look.", min=1)] = None,
     recipe: Annotated[str | None, typer.Option(help="A defense's training recipe: fast, paper, ...")] = None,
     device: Device = "auto",
-    records: Records = Path("results"),
+    records: Annotated[
+        Path | None, typer.Option(help="Folder of the records. [default: results, and to look at, ./submissions]")
+    ] = None,
     data_root: DataRoot = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run nothing: say what would run, compare what is in the records.")
@@ -44,6 +47,7 @@ def reproduce(
         purifybench reproduce mad-vae --dry-run --csv mad-vae.csv
     """
     from bench.record import Store
+    from bench.submissions import places
     from leaderboard import reported, terminal
     from leaderboard import reproduce as reproduction
 
@@ -53,11 +57,18 @@ def reproduce(
     for one in only - here.defenses:
         raise unknown("defense", one, here.defenses, see="purifybench list defenses")
 
+    own = records or Path("results")
+    looks_only = records is None and (dry_run or name is None)
+    beside = [places.ROOT / entry / "records" for entry in places.names()] if looks_only else []
+
     def compared() -> tuple[reproduction.Line, ...]:
-        return reproduction.lines(rows, reproduction.stored(Store(records), limit), limit, here)
+        cells: dict[tuple[str, str, str], Cell] = {}
+        for cell in (cell for folder in (own, *beside) for cell in reproduction.stored(Store(folder), limit)):
+            cells.setdefault((cell.record.protocol, cell.record.defense, cell.record.cell), cell)
+        return reproduction.lines(rows, cells.values(), limit, here)
 
     if name is not None:
-        failed = _answer(reproduction.asks(compared(), here, only), limit, recipe, device, records, data_root, dry_run)
+        failed = _answer(reproduction.asks(compared(), here, only), limit, recipe, device, own, data_root, dry_run)
     found = compared()
     show_all(*(terminal.overview(found) if name is None else terminal.comparison(found)))
     if out is not None:
