@@ -64,7 +64,7 @@ def reachable(defense: Linear, images: Tensor, labels: Tensor, eps: float, thres
 
 def effort(name: str, *, steps: int, **given) -> dict[str, object]:
     """As many steps, or the queries that do as much on images of 16 pixels."""
-    return {"steps": steps, **given} if name in BY_GRADIENT else {"queries": 20 * steps}
+    return {"steps": steps, **given} if name in BY_GRADIENT else {"queries": 10 * steps}
 
 
 def attacked(linear, name: str, eps: float, threshold: float, *, norm="linf", stop_when_broken=False, **given):

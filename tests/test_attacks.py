@@ -97,8 +97,8 @@ def net() -> nn.Module:
 
 
 @budgeted
-@pytest.mark.parametrize("eps", [0.0, 0.01, 0.3, 1.0])
-def test_invariant_1_every_image_stays_in_its_ball(name, eps, net):
+@pytest.mark.parametrize("eps", [0.01, 0.3, 1.0])
+def test_invariant_1_every_image_stays_in_its_ball(name, eps, net):  # of no size: invariant 10
     images, labels = batch()
     for norm in catalog.ATTACKS[name].norms:
         found = attack(name, net, images, labels, eps, norm=norm).images

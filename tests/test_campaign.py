@@ -386,20 +386,19 @@ def test_the_expected_time_is_said_first(tmp_path):
 
 RUN = """
 import sys, bench.classifiers as c
-c.RECIPE = {"epochs": 4, "minimum_steps": 0, "batch_size": 64, "learning_rate": 1e-3}
+c.RECIPE = {"epochs": 2, "minimum_steps": 0, "batch_size": 64, "learning_rate": 1e-3}
 from bench import evaluate
 from bench.progress import LineProgress
 chosen = {"tracks": ["clean", "gray_box"], "attacks": ["none", "uniform_noise", "shift", "rotate", "fgsm", "pgd"]}
 shown = LineProgress(every=0.0)
-evaluate("identity", "digits-v1-quick", limit=96, **chosen, records=sys.argv[1], progress=shown)
+evaluate("identity", "digits-v1-quick", limit=66, **chosen, records=sys.argv[1], progress=shown)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["in training", "in an attack"])
-def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
-    """SIGKILL, then the same command: at most one epoch or one chunk is done twice, and the records are those of an
-    undisturbed run."""
+def test_a_run_killed_twice_resumes_and_writes_the_same_records(tmp_path):
+    """SIGKILL in a training, then in an attack, then the same command again: at most one epoch or one chunk is done
+    twice each time, and the records are those of an undisturbed run."""
 
     def start(name: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PURIFYBENCH_HOME": str(tmp_path / name / "home")}
@@ -410,29 +409,29 @@ def test_a_killed_run_resumes_and_writes_the_same_records(moment, tmp_path):
     def said(name: str) -> str:
         return (tmp_path / f"{name}.log").read_text()
 
-    def finished(folder: str) -> int:
-        pattern = "*.checkpoint" if moment == "in training" else "chunks/*/*.npz"
-        return sum(1 for path in (tmp_path / folder).rglob(pattern) if not path.name.startswith("."))
+    def finished(pattern: str) -> list[Path]:
+        return [path for path in (tmp_path / "killed").rglob(pattern) if not path.name.startswith(".")]
+
+    def kill_once_there_are(count: int, pattern: str) -> str:
+        """What the run said until it had written so many files and was killed."""
+        before, killed, deadline = len(said("killed")), start("killed"), time.monotonic() + 120
+        while len(finished(pattern)) < count and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert killed.poll() is None, "the run ended before it could be killed"
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        return said("killed")[before:]
 
     assert start("undisturbed").wait(300) == 0, said("undisturbed")
-    killed = start("killed")
-    deadline = time.monotonic() + 120
-    wanted = 1 if moment == "in training" else 17
-    while finished("killed") < wanted and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert killed.poll() is None, "the run ended before it could be killed"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("chunks/*/*.npz")}
+    (tmp_path / "killed.log").touch()
+    kill_once_there_are(1, "*.checkpoint")
+    assert "resumes after epoch" in kill_once_there_are(17, "chunks/*/*.npz")
+    written = {path: path.stat().st_mtime_ns for path in finished("chunks/*/*.npz")}
     before = said("killed")
     assert start("killed").wait(300) == 0, said("killed")
-    since = said("killed").removeprefix(before)
-    if moment == "in training":
-        assert "resumes after epoch" in since
-    else:
-        assert "training" not in since
-        kept = [path for path in written if path.exists()]
-        assert kept and all(path.stat().st_mtime_ns == written[path] for path in kept)
+    assert "training" not in said("killed").removeprefix(before)
+    kept = [path for path in written if path.exists()]
+    assert kept and all(path.stat().st_mtime_ns == written[path] for path in kept)
     ours, theirs = (
         {c.record.cell: (c.record.lasting(), c.outcomes.sha256()) for c in Store(tmp_path / name / "records").cells()}
         for name in ("undisturbed", "killed")

@@ -188,11 +188,11 @@ EDITS = strategies.lists(
 
 
 @pytest.mark.slow
-def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_traceback(tmp_path):
+def test_thousands_of_spoiled_files_give_an_error_or_a_submission_and_never_a_traceback(tmp_path):
     about_it = [rule for rule in rules.ALL if rule.number // 100 == 2]
     outcomes = {"read": 0, "refused": 0}
 
-    @settings(max_examples=10_000, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=4_000, deadline=None, derandomize=True, database=None)
     @given(edits=EDITS)
     def spoiled(edits: list[Edit]) -> None:
         lines = list(LINES)
@@ -210,7 +210,7 @@ def test_ten_thousand_spoiled_files_give_an_error_or_a_submission_and_never_a_tr
             assert problem.problems and all("\n" not in line for line in problem.problems)
 
     spoiled()
-    assert sum(outcomes.values()) >= 9_000 and min(outcomes.values()) > 100, outcomes
+    assert sum(outcomes.values()) >= 3_500 and min(outcomes.values()) > 40, outcomes
 
 
 # ---------------------------------------------------------------------------------------------- committed files
