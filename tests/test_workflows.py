@@ -14,6 +14,7 @@ import submitted
 import typer
 
 from bench import cli
+from bench.submissions import places
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML to read workflows")
 CHECKOUT = Path(__file__).parent.parent
@@ -170,6 +171,11 @@ def repository(tmp_path):
 def test_changed_submissions_are_named_once(repository):
     done = repository("submissions/two/submission.toml", "submissions/two/plugin/x.py", "submissions/new/a.toml", "x")
     assert (done.returncode, done.stdout) == (0, "new\ntwo\n")
+
+
+def test_folders_that_hold_something_else_are_named_by_no_one(repository):
+    done = repository(*(f"submissions/{name}/x/y.json" for name in places.RESERVED), "submissions/new/a.toml")
+    assert len(places.RESERVED) == 2 and (done.returncode, done.stdout) == (0, "new\n")
 
 
 def test_no_change_and_a_removal_name_nobody(repository):
