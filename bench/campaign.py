@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import torch
 
-from bench import classifiers, data, device, draws, protocol, seal
+from bench import classifiers, data, device, draws, protocols, seal
 from bench.auxiliary import imitation_of, judge_of, source_of, with_surrogate
 from bench.cache import ChunkCache
 from bench.catalog import ATTACKS
@@ -185,7 +185,7 @@ def _others(chosen: Protocol) -> str:
 
 def _shorter(plan: Plan, seconds: float) -> str:
     quick = plan.protocol.id.replace("-v1", "-v1-quick", 1)
-    return f" ({quick} is a shorter look)" if quick in protocol.PROTOCOLS and seconds > 600 else ""
+    return f" ({quick} is a shorter look)" if quick in protocols.PROTOCOLS and seconds > 600 else ""
 
 
 def evaluate(

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from bench.protocol import NORMAL, RHOS, AttackSpec, Effort, Protocol, Value
+from bench.boards import NORMAL, RHOS
+from bench.protocol import AttackSpec, Effort, Protocol, Value
 
 _EPS = 0.3  # the radius of nearly every table, on MNIST as on Fashion-MNIST
 _FIRST = 500  # images of a transfer attack, and of the costlier CW

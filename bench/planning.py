@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench import device, plugins, protocol
+from bench import device, plugins, protocols
 from bench.catalog import CLASSIFIERS
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError, unknown
@@ -60,7 +60,7 @@ def plan(
     first unknown name, or for no cell."""
     if seeds < 1:
         raise BenchError(f"--seeds must be at least 1, got {seeds}")
-    chosen = protocol.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
+    chosen = protocols.get(protocol_id) if isinstance(protocol_id, str) else protocol_id
     if limit is not None:
         chosen = chosen.limited(limit)
     if not contract:  # kept apart from records that were held to it
@@ -104,7 +104,7 @@ def fits(cls: type[Defense], asked: Protocol) -> bool:
 
 def _fits(name: str, cls: type[Defense], asked: Protocol) -> None:
     if not fits(cls, asked):
-        others = [one.id for one in protocol.PROTOCOLS.values() if fits(cls, one) and one.dataset == asked.dataset]
+        others = [one.id for one in protocols.PROTOCOLS.values() if fits(cls, one) and one.dataset == asked.dataset]
         does = "may refuse images" if has_door(cls, "rejection_score") else "never refuses an image"
         raise BenchError(f"{name} {does}, which {asked.id} does not measure; take --protocol {' or '.join(others)}")
 

@@ -61,7 +61,7 @@ def gray_box(classifier: Callable[[Tensor], Tensor]) -> Target:
 def white_box(
     defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], surrogate: nn.Module | None = None
 ) -> Target:
-    """The attacker knows the defense and its weights, and differentiates it along `route` (protocol.ROUTES).
+    """The attacker knows the defense and its weights, and differentiates it along `route` (bench.protocol.ROUTES).
 
     A random defense answers with `eot` fresh draws, folded into the batch: (eot, N, K) (expectation over
     transformation, Athalye et al. 2018, arXiv:1707.07397). The draws of a call follow from `seed_parts` and the number

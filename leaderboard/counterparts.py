@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from bench import protocol as protocols
+from bench import protocols
 from bench.paper_metrics import OVER_SEVERAL, Metric
-from bench.protocol import AttackSpec, Track
+from bench.protocol import AttackSpec, Protocol, Track
 from leaderboard.reported import Reported
 
 DEFENSES: Mapping[str, str] = MappingProxyType(
@@ -229,7 +229,7 @@ def _metric(row: Reported, table: _Table, is_clean: bool) -> Metric:
     return "accuracy" if is_clean and table.metric == "agreement" else table.metric
 
 
-def _specs(row: Reported, table: _Table, chosen: protocols.Protocol) -> tuple[AttackSpec, ...]:
+def _specs(row: Reported, table: _Table, chosen: Protocol) -> tuple[AttackSpec, ...]:
     """The attack of the protocol that the row names; all its strengths where the row counts over them."""
     knows_all = ATTACKS_KNOWING.get(row.attack, table.track)
     track = "clean" if row.attack == "none" else knows_all

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import protocol as protocols
-from bench import seal, timing_record
+from bench import protocols, seal, timing_record
 from bench.breaks import rules
 from bench.breaks.schema import Kept
 from bench.errors import BenchError

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 
-from bench import protocol as protocols
+from bench import protocols
 from bench.protocol import Protocol
 from leaderboard.tables import Board
 

@@ -14,8 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import paper_metrics, papers, plugins, statistics
-from bench import protocol as protocols
+from bench import paper_metrics, papers, plugins, protocols, statistics
 from bench.catalog import ATTACKS, CLASSIFIERS, DATASETS
 from bench.errors import unknown
 from bench.paper_metrics import OVER_SEVERAL

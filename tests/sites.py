@@ -9,7 +9,7 @@ from pathlib import Path
 import fake_records
 import numpy as np
 
-from bench import protocol as protocols
+from bench import protocols
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from bench import protocol
+from bench import protocols
 from bench.record import Card
 from bench.submissions import add, scaffold
 
@@ -15,7 +15,7 @@ CARD = Card(
     title="Soft focus", paper=PAPER, year=2026, differentiable=True,
     summary="Moves each pixel towards the mean of its 3x3 neighbourhood.",
 )  # fmt: skip
-_WHOLE = protocol.get("digits-v1-quick")
+_WHOLE = protocols.get("digits-v1-quick")
 _SLUGS = ("clean.none", "gray_box.fgsm.linf-0.1", "gray_box.pgd.linf-0.1", "white_box.apgd_ce.autograd.linf-0.1")
 TINY = dataclasses.replace(
     _WHOLE, id=PROTOCOL, n_examples=24, efforts=(), attacks=tuple(a for a in _WHOLE.attacks if a.slug in _SLUGS),

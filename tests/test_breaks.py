@@ -20,7 +20,7 @@ import submitted
 import torch
 from submitted import CARD, NAME, PROTOCOL, TINY
 
-from bench import data, protocol, threat
+from bench import data, protocols, threat
 from bench import plugins as installed
 from bench.attacks import get
 from bench.breaks import add, arrays, effect, rules, schema, score
@@ -37,7 +37,7 @@ INDICES = [7, 3, 20]
 @pytest.fixture(scope="module", autouse=True)
 def _a_small_protocol() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        patch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, TINY.id: TINY})
         yield
 
 
@@ -46,7 +46,7 @@ def _sound(tmp_path_factory: pytest.TempPathFactory, _a_small_protocol: None) ->
     """A folder of submissions with one entry in it, and a break of it that keeps every rule."""
     root = submitted.make(tmp_path_factory.mktemp("sound"))
     store = Store(root / NAME / "records")
-    fake_records.save(store, protocol.get(PROTOCOL), [NAME], card=CARD, seed=0)
+    fake_records.save(store, protocols.get(PROTOCOL), [NAME], card=CARD, seed=0)
     broken.save(root, broken.description(), list(store.cells()), INDICES)
     return root
 
@@ -375,7 +375,7 @@ def test_the_first_images_of_a_quick_protocol_are_those_of_the_full_one(digits):
     assert torch.equal(order[:200], first) and torch.equal(full.images[:200], quick.images)
     for dataset in ("digits", "mnist", "fmnist"):
         asked = schema.protocol_of(dataset)
-        others = [one for one in protocol.known().values() if one.dataset == dataset]
+        others = [one for one in protocols.known().values() if one.dataset == dataset]
         assert all((one.seed, one.n_examples <= asked.n_examples) == (asked.seed, True) for one in others)
 
 

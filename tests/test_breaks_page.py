@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from sites import HOSTILE, TINY, pages, row_of, tags_of, text_of, tiny_cells
 
-from bench import protocol as protocols
-from bench import statistics, verdicts
+from bench import protocols, statistics, verdicts
 from bench.breaks.schema import Break, Kept
 from bench.record import Store
 from bench.submissions import places, schema

@@ -14,8 +14,7 @@ import fake_records
 import fake_timing
 import pytest
 
-from bench import protocol as protocols
-from bench import timing_record, verdicts
+from bench import protocols, timing_record, verdicts
 from bench.evidence import Verdict
 from bench.record import Store
 from bench.timing_record import Score

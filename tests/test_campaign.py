@@ -26,7 +26,7 @@ from bench import (
     evaluate,
     planning,
     plugins,
-    protocol,
+    protocols,
     seal,
     statistics,
     subjects,
@@ -42,13 +42,13 @@ from bench.work import Examples, Work, wanted
 
 # digits-v1-quick on 80 images (two chunks) with PGD of 10 longer steps
 TINY = replace(
-    protocol.get("digits-v1-quick"),
+    protocols.get("digits-v1-quick"),
     id="tiny",
     n_examples=80,
     efforts=(),
     attacks=tuple(
         replace(spec, params=(("step_size", 0.05), ("steps", 10)) if spec.params else ())
-        for spec in protocol.get("digits-v1-quick").attacks
+        for spec in protocols.get("digits-v1-quick").attacks
         if spec.attack in ("none", "uniform_noise", "fgsm", "pgd") and spec.track in ("clean", "gray_box")
     ),
 )
@@ -352,7 +352,7 @@ def test_a_random_defense_is_averaged_over_draws(tmp_path):
 def test_a_limited_run_is_kept_apart_and_never_ranked(tmp_path):
     record = measure("identity", tmp_path, limit=40, attacks=["none"])[0].record
     assert record.protocol == "tiny+limit40+unchecked" and record.n_examples == 40
-    assert not protocol.get("mnist-v1").limited(40).ranked
+    assert not protocols.get("mnist-v1").limited(40).ranked
 
 
 def test_a_selective_defense_is_refused_until_rejection_is_scored(tmp_path):

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bench import attacks, draws, statistics, threat
+from bench.boards import PROTOCOLS
 from bench.catalog import ATTACKS
 from bench.defense import Defense
-from bench.protocol import PROTOCOLS
 from bench.work import card
 
 SHAPE, CLASSES = (1, 4, 4), 3

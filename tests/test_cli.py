@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench import campaign, catalog, cli, plugins, protocol
+from bench import campaign, catalog, cli, plugins, protocols
 from bench.commands import look
+from bench.protocol import TRACKS
 from bench.record import Store
 
 PROTOCOL = "digits-v1-quick"
@@ -141,7 +142,7 @@ def test_the_console_script_and_the_module_are_the_same_program():
 def test_list_has_a_line_for_everything(kind, command):
     known = {
         "defenses": plugins.installed(), "attacks": catalog.ATTACKS, "classifiers": catalog.CLASSIFIERS,
-        "datasets": catalog.DATASETS, "protocols": protocol.known(),
+        "datasets": catalog.DATASETS, "protocols": protocols.known(),
     }[kind]  # fmt: skip
     status, out, _ = command("list", kind)
     assert status == 0
@@ -158,12 +159,12 @@ def test_protocols_are_listed_the_ranked_ones_first_and_the_papers_last(command)
     assert all(line.split()[0].startswith("papers-v1-") for line in lines[heading + 1 :])
 
 
-@pytest.mark.parametrize("chosen", protocol.known().values(), ids=lambda p: p.id)
+@pytest.mark.parametrize("chosen", protocols.known().values(), ids=lambda p: p.id)
 def test_show_prints_every_cell_of_a_protocol_and_what_its_attackers_know(chosen, command):
     _, out, _ = command("show", chosen.id)
     assert chosen.hash[:16] in out
     assert all(spec.slug in out for spec in chosen.attacks)
-    assert all(protocol.TRACKS[track] in out for track in chosen.tracks)
+    assert all(TRACKS[track] in out for track in chosen.tracks)
 
 
 def test_show_prints_an_attack_with_its_paper_and_cost(command):
@@ -349,7 +350,7 @@ def test_run_measures_every_cell_and_prints_a_table(measured):
     assert "No defense (identity)" in text
     assert "mean robust radius" in text
     assert f"purifybench site build --records {folder.name}" in text
-    chosen = protocol.get(PROTOCOL).limited(32)
+    chosen = protocols.get(PROTOCOL).limited(32)
     store = Store(folder)
     assert {(cell.record.defense, cell.record.cell) for cell in store.cells()} == {
         (defense, f"A.{spec.slug}.seed0") for defense in ("identity", "kmeans") for spec in chosen.attacks
@@ -371,7 +372,7 @@ def test_what_was_measured_is_plausible(measured):
 def test_a_limited_run_is_never_ranked(measured):
     for cell in Store(measured[0]).cells():
         assert cell.record.protocol == f"{PROTOCOL}+limit32"
-        assert cell.record.protocol_hash == protocol.get(PROTOCOL).limited(32).hash
+        assert cell.record.protocol_hash == protocols.get(PROTOCOL).limited(32).hash
         assert cell.record.n_examples == 32
     assert "never ranked" in measured[2]
 

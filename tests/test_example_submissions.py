@@ -13,7 +13,7 @@ import pytest
 import submitted
 import torch
 
-from bench import checks, protocol
+from bench import checks, protocols
 from bench.defense import source_hash
 from bench.errors import BenchError
 from bench.record import Store
@@ -112,7 +112,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_package_from_outside_is_installed_from_its_wheel_and_measured(index, trained_home, command, monkeypatch):
-    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, submitted.TINY.id: submitted.TINY})
+    monkeypatch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, submitted.TINY.id: submitted.TINY})
     status, out, err = command(
         "submission", "run", "tv-minimization", "-p", submitted.PROTOCOL, "--limit", "2", "--verify", "0",
         "--root", str(ROOT),

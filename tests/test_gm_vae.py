@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from bench import data, draws, evaluate, protocol, selective, training
+from bench import data, draws, evaluate, protocols, selective, training
 from bench.data import Dataset
 from bench.progress import Progress
 from defenses.gm_vae import GMVAE, GMVAEReclassify, GMVAESemi, GMVAEVariable
@@ -176,7 +176,7 @@ class SmallGMVAE(GMVAE):
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained_home")
 def test_its_authors_attacks_go_through_the_whole_harness(tmp_path, monkeypatch):
-    whole = protocol.get("digits-selective-v1-quick-draft")
+    whole = protocols.get("digits-selective-v1-quick-draft")
     names = ("clean.none", "rejection.towards_class.autograd", "rejection.fooling.autograd")
     chosen = [spec for spec in whole.attacks if spec.slug in names]
     short = [
@@ -186,7 +186,7 @@ def test_its_authors_attacks_go_through_the_whole_harness(tmp_path, monkeypatch)
     asked = dataclasses.replace(
         whole, id="tiny-gm", n_examples=8, linf_radii=(0.3,), headline_radii=(0.3,), efforts=(), attacks=tuple(short)
     )
-    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, asked.id: asked})
+    monkeypatch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, asked.id: asked})
     cells = {cell.record.spec.slug: cell for cell in evaluate(SmallGMVAE, asked, records=tmp_path)}
     assert set(cells) == set(names) and {cell.record.status for cell in cells.values()} == {"ok"}
     assert all(cell.record.card.doors == ("class_scores",) for cell in cells.values())

@@ -15,7 +15,7 @@ import hostile
 import pytest
 import torch
 
-from bench import campaign, checks, classifiers, draws, planning, protocol, subjects, threat, training
+from bench import campaign, checks, classifiers, draws, planning, protocols, subjects, threat, training
 from bench.defense import settings as defense_settings
 from bench.defense import source_hash
 from bench.errors import BenchError
@@ -384,7 +384,7 @@ def test_what_cannot_be_imported_is_one_line():
 def test_a_campaign_goes_on_past_a_defense_that_ends_its_process(trained_home, tmp_path):
     cls = isolated("exits", "hostile:ExitsUnderAttack", path=[HERE], limits=LIMITS)
     asked = planning.plan(
-        [cls], protocol.get("digits-v1-quick").limited(8), tracks=["clean", "white_box"], attacks=["none", "fgsm"],
+        [cls], protocols.get("digits-v1-quick").limited(8), tracks=["clean", "white_box"], attacks=["none", "fgsm"],
         contract=False,
     )  # fmt: skip
     cells = campaign.run(asked, Store(tmp_path / "records"))
@@ -400,7 +400,7 @@ def test_a_cell_that_takes_too_long_has_failed_and_the_campaign_goes_on(trained_
     limits = Limits(cell_seconds=6, call_seconds=60, failures=2)
     cls = isolated("hangs", "hostile:HangsUnderAttack", path=[HERE], limits=limits)
     wanted = ("clean.none", "white_box.fgsm.autograd.linf-0.3", "gray_box.fgsm.linf-0.1")
-    chosen = protocol.get("digits-v1-quick").limited(8)
+    chosen = protocols.get("digits-v1-quick").limited(8)
     chosen = replace(chosen, attacks=tuple(a for a in chosen.every_attack if a.slug in wanted), efforts=())
     cells = campaign.run(planning.plan([cls], chosen, contract=False), Store(tmp_path / "records"))
     cls.channel.close()

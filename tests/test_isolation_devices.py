@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.isolation import Isolated, box, child
 from bench.isolation.wire import Message
 from bench.progress import Progress
-from bench.protocol import get
+from bench.protocols import get
 
 CUDA = torch.device("cuda")
 META = torch.device("meta")  # stands for a GPU where tensors only have to be there

@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from bench import latent_map
-from bench import protocol as protocols
+from bench import latent_map, protocols
 from bench.protocol import AttackSpec, Protocol
 
 LABELS = np.arange(40) % 4

@@ -16,8 +16,7 @@ import pytest
 from markupsafe import escape
 from sites import DEEP, HOSTILE, PGD, QUICK, TINY, deep_cells, pages, row_of, tags_of, text_of, tiny_cells
 
-from bench import protocol as protocols
-from bench import statistics, verdicts
+from bench import protocols, statistics, verdicts
 from bench.catalog import ATTACKS
 from bench.errors import BenchError
 from bench.evidence import Level, Verdict

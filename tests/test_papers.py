@@ -6,26 +6,27 @@ import inspect
 
 import pytest
 
-from bench import attacks, catalog, protocol
+from bench import attacks, catalog, protocols
 from bench.errors import BenchError
 from bench.papers import PROTOCOLS
+from bench.protocol import ROUTES, AttackSpec
 
 SPECS = [pytest.param(spec, id=f"{p.id}:{spec.slug}") for p in PROTOCOLS.values() for spec in p.attacks]
 
 
-def spec_of(name: str, slug: str) -> protocol.AttackSpec:
+def spec_of(name: str, slug: str) -> AttackSpec:
     (found,) = (spec for spec in PROTOCOLS[f"papers-v1-{name}"].attacks if spec.slug == slug)
     return found
 
 
 def test_they_are_found_like_every_protocol_and_apart_from_the_boards():
-    assert set(protocol.known()) == {*protocol.PROTOCOLS, *PROTOCOLS}
-    assert not set(protocol.PROTOCOLS) & set(PROTOCOLS)
-    chosen = protocol.get("papers-v1-lq-vae-mnist")
+    assert set(protocols.known()) == {*protocols.PROTOCOLS, *PROTOCOLS}
+    assert not set(protocols.PROTOCOLS) & set(PROTOCOLS)
+    chosen = protocols.get("papers-v1-lq-vae-mnist")
     assert chosen is PROTOCOLS["papers-v1-lq-vae-mnist"]
-    assert protocol.get("papers-v1-lq-vae-mnist+limit10") == chosen.limited(10)
+    assert protocols.get("papers-v1-lq-vae-mnist+limit10") == chosen.limited(10)
     with pytest.raises(BenchError, match="did you mean papers-v1-lq-vae-mnist"):
-        protocol.get("papers-v1-lqvae-mnist")
+        protocols.get("papers-v1-lqvae-mnist")
 
 
 @pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
@@ -33,7 +34,7 @@ def test_every_one_is_consistent_and_never_ranked(chosen):
     assert chosen.id.startswith("papers-v1-") and chosen.id.endswith(chosen.dataset)
     assert not chosen.ranked and not chosen.is_draft
     assert chosen.purpose.endswith("never ranked.")
-    assert chosen.attacks[0] == protocol.AttackSpec("none", "clean")
+    assert chosen.attacks[0] == AttackSpec("none", "clean")
     attacked = {spec.eps for spec in chosen.attacks if spec.norm == "linf" and spec.eps is not None}
     assert attacked == set(chosen.linf_radii)
     assert chosen.n_examples == 1000
@@ -43,7 +44,7 @@ def test_every_one_is_consistent_and_never_ranked(chosen):
 
 
 def test_no_two_protocols_share_a_hash_with_those_of_the_boards():
-    assert len({p.hash for p in protocol.known().values()}) == len(protocol.known())
+    assert len({p.hash for p in protocols.known().values()}) == len(protocols.known())
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -62,7 +63,7 @@ def test_every_attack_that_is_there_takes_its_parameters(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_tracks_routes_and_sources_go_together(spec):
-    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in protocol.ROUTES)
+    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in ROUTES)
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from models import shown, taught
 
-from bench import attacks, catalog, classifiers, cost, data, protocol
+from bench import attacks, catalog, classifiers, cost, data, protocols
+from bench.boards import PROTOCOLS
 from bench.draws import ImageDraws
 from bench.errors import BenchError
-from bench.protocol import PROTOCOLS, AttackSpec, Effort, Protocol, Thresholds
+from bench.protocol import ROUTES, THRESHOLDS, TRACKS, AttackSpec, Effort, Protocol, Thresholds
 
 SPECS = [pytest.param(spec, id=f"{p.id}:{spec.slug}") for p in PROTOCOLS.values() for spec in p.every_attack]
 
@@ -98,7 +99,7 @@ def test_the_hash_covers_every_field_of_every_attack(change):
 
 
 def test_hashes_are_the_same_in_a_fresh_interpreter():
-    code = "from bench.protocol import PROTOCOLS; print(*(p.id + '=' + p.hash for p in PROTOCOLS.values()))"
+    code = "from bench.boards import PROTOCOLS; print(*(p.id + '=' + p.hash for p in PROTOCOLS.values()))"
     assert fresh_python(code).split() == [f"{p.id}={p.hash}" for p in PROTOCOLS.values()]
 
 
@@ -202,9 +203,9 @@ def test_a_draft_stays_a_draft_when_it_is_limited():
 
 
 def test_get_suggests_the_nearest_protocol():
-    assert protocol.get("digits-v1") is PROTOCOLS["digits-v1"]
+    assert protocols.get("digits-v1") is PROTOCOLS["digits-v1"]
     with pytest.raises(BenchError, match=r"no protocol is called 'minst-v1'; did you mean mnist-v1"):
-        protocol.get("minst-v1")
+        protocols.get("minst-v1")
 
 
 @pytest.mark.parametrize("chosen", PROTOCOLS.values(), ids=lambda p: p.id)
@@ -247,7 +248,7 @@ def test_every_data_set_has_a_protocol_that_its_test_split_can_fill(dataset):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     info = catalog.ATTACKS[spec.attack]
-    assert spec.track in protocol.TRACKS
+    assert spec.track in TRACKS
     assert (spec.norm is None) == (spec.eps is None) or (info.minimum_norm and spec.eps is None)
     assert spec.norm in (info.norms or (None,))
     radius = {} if spec.eps is None else {"eps": spec.eps}
@@ -255,11 +256,11 @@ def test_every_attack_of_every_protocol_exists_and_takes_its_parameters(spec):
     given = {"learned": "learned"} if info.learns else {}
     inspect.signature(attacks.get(spec.attack)).bind("logits", "images", "labels", draws="draws", **own, **given)
     assert set(learning) <= {"eps", *spec.settings}
-    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in protocol.ROUTES)
+    assert (spec.track in ("white_box", "latent", "rejection")) == (spec.route in ROUTES)
     assert catalog.ATTACKS[spec.attack].past_detector or spec.track != "rejection"
     assert spec.track in ("rejection", "query") or not catalog.ATTACKS[spec.attack].past_detector
     assert (spec.track == "latent") == catalog.ATTACKS[spec.attack].through_codes
-    assert spec.threshold in protocol.THRESHOLDS
+    assert spec.threshold in THRESHOLDS
     assert (spec.track == "transfer") == bool(spec.source)
     assert not spec.cascade or spec.track == "white_box"
     forward, backward = info.cost(**dict(spec.params))
@@ -318,10 +319,10 @@ def test_what_names_and_records_need_is_free_of_torch():
 
 
 def test_a_limited_id_names_the_limited_protocol():
-    assert protocol.get("digits-v1+limit20") == protocol.get("digits-v1").limited(20)
+    assert protocols.get("digits-v1+limit20") == protocols.get("digits-v1").limited(20)
     for wrong in ("digits-v1+limitx", "digits-v9+limit20"):
         with pytest.raises(BenchError, match="no protocol is called"):
-            protocol.get(wrong)
+            protocols.get(wrong)
 
 
 # ---------------------------------------------------------------------------------------------- published
@@ -347,5 +348,5 @@ PUBLISHED = {
 
 def test_a_published_protocol_never_changes():
     """A new hash here means a new number for everyone: make a new version beside the old one instead."""
-    published = {name: one.hash for name, one in protocol.known().items() if not one.is_draft}
+    published = {name: one.hash for name, one in protocols.known().items() if not one.is_draft}
     assert published == PUBLISHED

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalog, checks, protocol, selective, statistics, timing_record
+from bench import catalog, checks, protocols, selective, statistics, timing_record
 from bench.record import Cell, Store
 from leaderboard import reported, reproduce
 
 CHECKOUT = Path(__file__).parent.parent
 README = (CHECKOUT / "README.md").read_text()
-PROTOCOL = protocol.get(re.search(r"records in `submissions/` say today \(`([\w-]+)`", README).group(1))
+PROTOCOL = protocols.get(re.search(r"records in `submissions/` say today \(`([\w-]+)`", README).group(1))
 STORES = {
     path.parent.parent.name: Store(path.parent) for path in CHECKOUT.glob(f"submissions/*/records/{PROTOCOL.id}/")
 }
@@ -96,7 +96,7 @@ def test_every_name_and_link_in_the_readme_exists():
     for path in re.findall(r"`((?:bench|defenses|leaderboard|submissions|tests)/[\w/.]*)`", README):
         assert (CHECKOUT / path).exists(), path
     for protocol_id in re.findall(r"--protocol ([\w-]+)", README):
-        protocol.get(protocol_id)
+        protocols.get(protocol_id)
     assert catalog.DATASETS  # names used in the README's data section
 
 
@@ -108,7 +108,7 @@ def test_every_name_and_link_in_the_readme_exists():
     ],
 )
 def test_what_is_said_of_a_defense_that_may_refuse_is_what_its_records_say(name, said):
-    asked = protocol.get("mnist-selective-v1-quick-draft")
+    asked = protocols.get("mnist-selective-v1-quick-draft")
     cells = list(Store(CHECKOUT / "submissions" / name / "records").cells(asked.id, name))
     applicable = asked.effort("cheap", stochastic=False, doors=cells[0].record.card.doors).attacks
     assert {cell.record.spec.slug for cell in cells} == {spec.slug for spec in applicable}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import campaign, catalog, planning, plugins
-from bench import protocol as protocols
+from bench import campaign, catalog, planning, plugins, protocols
+from bench.protocol import AttackSpec
 from bench.record import Cell, Store
 from bench.statistics import wilson
 from leaderboard import counterparts, reproduce, terminal
@@ -52,7 +52,7 @@ def cell(answer: Counterpart, right: Sequence[float], predicted: Sequence[int] |
 
 
 def bare(answer: Counterpart, right: Sequence[float], predicted: Sequence[int]) -> Cell:
-    return cell(answer, right, predicted, defense="identity", spec=protocols.AttackSpec("none", "clean"))
+    return cell(answer, right, predicted, defense="identity", spec=AttackSpec("none", "clean"))
 
 
 PARTLY = ("lq-vae/bpda", "gm-vae/table1", "gm-vae/text")  # tables of which some rows have no protocol

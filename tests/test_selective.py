@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor
 
-from bench import evaluate, planning, protocol, rejection, report, selective, statistics
+from bench import evaluate, planning, protocols, rejection, report, selective, statistics
 from bench.defense import Defense
 from bench.errors import BenchError
-from bench.protocol import AttackSpec
+from bench.protocol import THRESHOLDS, AttackSpec
 from leaderboard import refusals, tables
 
-_WHOLE = protocol.get("digits-selective-v1-quick-draft")
+_WHOLE = protocols.get("digits-selective-v1-quick-draft")
 _STEPS = (("eot", 4), ("steps", 20))
 ASKED = dataclasses.replace(
     _WHOLE,
@@ -32,7 +32,7 @@ ASKED = dataclasses.replace(
             AttackSpec(
                 "lagrangian_pgd", "rejection", "linf", 0.3, (*_STEPS, ("threshold", one)), "autograd", variant=one
             )
-            for one in protocol.THRESHOLDS
+            for one in THRESHOLDS
         ),
         AttackSpec("orthogonal_pgd", "rejection", "linf", 0.3, _STEPS, "autograd"),
         AttackSpec("lagrangian_pgd", "rejection", "linf", 0.5, _STEPS, "autograd", variant="wide"),
@@ -185,7 +185,7 @@ class TestMeasured:
     """On real digits, through the whole harness."""
 
     def measure(self, cls: type[Defense], tmp_path, monkeypatch, **given):
-        monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, ASKED.id: ASKED})
+        monkeypatch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, ASKED.id: ASKED})
         return evaluate(cls, ASKED, records=tmp_path, **given)
 
     def at_the_largest_radius(self, cells, threshold: str) -> selective.Shares:
@@ -236,7 +236,7 @@ class TestMeasured:
         assert clean.record.status == "ok" and attacked.record.status == "failed"
         lost = attacked.outcomes.predicted == -1
         assert lost.any() and not np.isfinite(attacked.outcomes.rejection_score[lost]).any()
-        for threshold in protocol.THRESHOLDS:
+        for threshold in THRESHOLDS:
             found = selective.answers(attacked, threshold)
             assert found.wrong[lost].all() and not found.refused[lost].any()
         assert (attacked.outcomes.correct[lost] == 0).all() and (attacked.outcomes.accepted[lost] == 1).all()

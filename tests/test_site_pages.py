@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from sites import DEEP, TINY, deep_cells, pages, text_of, tiny_cells
 
-from bench import protocol as protocols
-from bench import statistics, verdicts
+from bench import protocols, statistics, verdicts
 from bench.evidence import Verdict
 from bench.protocol import Protocol
 from bench.record import Store

@@ -16,7 +16,7 @@ import pytest
 import submitted
 from submitted import CARD, NAME, PROTOCOL, TINY
 
-from bench import protocol, seal
+from bench import protocols, seal
 from bench.record import SEAL, Store, checksum
 from bench.submissions import places, rules
 from bench.submissions.rules import base
@@ -26,7 +26,7 @@ from bench.submissions.rules import base
 def _a_small_protocol() -> Iterator[None]:
     """One more published protocol, with few cells: reading records is most of the work here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        patch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, TINY.id: TINY})
         yield
 
 
@@ -40,7 +40,7 @@ def _sound(tmp_path_factory: pytest.TempPathFactory, _a_small_protocol: None) ->
 
 
 def _measure(root: Path, **changes: object) -> None:
-    known = protocol.get(PROTOCOL)
+    known = protocols.get(PROTOCOL)
     store = Store(root / NAME / "records")
     fake_records.save(store, known, [NAME], card=changes.pop("card", CARD), seed=0, **changes)
     for lock in root.rglob(".lock"):
@@ -282,7 +282,7 @@ def _other_images(root: Path) -> None:
 
 def _fewer(root: Path) -> None:
     shutil.rmtree(root / NAME / "records")
-    known = protocol.get(PROTOCOL)
+    known = protocols.get(PROTOCOL)
     fewer = dataclasses.replace(known, n_examples=20, whole=known.hash)
     fake_records.save(Store(root / NAME / "records"), fewer, [NAME], card=CARD, seed=0)
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from submitted import NAME, PROTOCOL, TINY
 
-from bench import protocol, seal
+from bench import protocols, seal
 from bench.breaks import schema as breaks
 from bench.cache import ChunkCache
 from bench.errors import BenchError
@@ -47,7 +47,7 @@ def _measured(_trained_home, tmp_path_factory):
         file.write(claim)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PURIFYBENCH_HOME", str(top / "home"))
-        patch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+        patch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, TINY.id: TINY})
         patch.setattr(classifiers, "RECIPE", _trained_home[1])
         patch.chdir(top)
         words = [
@@ -103,9 +103,9 @@ def test_records_of_the_child_are_those_of_the_same_class_in_this_process(measur
 
 AT_ONCE = """
 import sys
-from bench import classifiers, cli, protocol
+from bench import classifiers, cli, protocols
 from submitted import TINY
-protocol.PROTOCOLS = {**protocol.PROTOCOLS, TINY.id: TINY}
+protocols.PROTOCOLS = {**protocols.PROTOCOLS, TINY.id: TINY}
 classifiers.RECIPE = %r
 cli.main()
 """
@@ -387,7 +387,7 @@ def test_a_run_that_was_stopped_goes_on(measured, tmp_path, monkeypatch, command
     for path in sorted((folder / "records").rglob("*.json"))[2:]:
         path.unlink()
     assert [found.number for found in rules.examine([NAME], tmp_path / "submissions")[NAME]] == [408, 422]
-    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, TINY.id: TINY})
+    monkeypatch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, TINY.id: TINY})
     status, out, err = command("submission", "run", NAME, "--root", str(folder.parent), "-p", PROTOCOL, "--verify", "0")
     assert (status, out.count(": passed")) == (0, 6), (out, err)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from bench import attack_cost, attacks, catalog, draws, protocol, threat
+from bench import attack_cost, attacks, catalog, draws, protocols, threat
 from bench.attacks import Logits, target_images
 from bench.attacks.target_images import Seen
 from bench.data import Split
 from bench.defense import Defense
+from bench.protocol import AttackSpec
 
 SHAPE, CODE = (1, 4, 4), 5
 
@@ -419,9 +420,9 @@ def test_of_a_defense_with_a_posterior_the_declared_rows_are_spent(name, images)
 
 
 def test_an_estimate_holds_the_known_images_of_every_chunk():
-    asked = protocol.get("digits-v1").limited(130)  # in three chunks
+    asked = protocols.get("digits-v1").limited(130)  # in three chunks
     near, far = (
-        protocol.AttackSpec("target_code", "latent", params=(("choice", choice), ("known", 40)), route="autograd")
+        AttackSpec("target_code", "latent", params=(("choice", choice), ("known", 40)), route="autograd")
         for choice in ("nearest", "random")
     )
     assert attack_cost.rows([near], asked)[0] == attack_cost.rows([far], asked)[0] + 3 * 40

@@ -9,8 +9,7 @@ import pytest
 from fake_timing import PLACE, run, times
 from sites import HOSTILE, TINY, pages, tags_of, text_of, tiny_cells
 
-from bench import protocol as protocols
-from bench import statistics, timing_record, verdicts
+from bench import protocols, statistics, timing_record, verdicts
 from bench.record import Store
 from bench.timing_record import CLASSIFIER, REFERENCE, Measure, Passes, Score, Timing
 from leaderboard import formats, tables, timing_page

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sites import pages, tags_of, text_of
 
-from bench import protocol
+from bench import protocols
 from bench.record import TOLD, Store
 from leaderboard.build import build
 
-CHOSEN = protocol.get("digits-latent-v1-draft+limit10")
+CHOSEN = protocols.get("digits-latent-v1-draft+limit10")
 LATENT = [spec for spec in CHOSEN.attacks if spec.attack in ("none", "overpowered", "target_code", "latent_distance")]
 RIGHT = {"rho-1": 9, "rho-2.5": 8, "rho-3": 7, "rho-3.5": 6}  # of ten images, the first ones
 

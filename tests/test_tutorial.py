@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import classifiers, cli, protocol
+from bench import classifiers, cli, protocols
 from bench.record import Store
 from bench.submissions import rules
 
@@ -43,10 +43,10 @@ SKIPPED = "6. 2 random cells again, in a fresh process: passed"
 @pytest.fixture
 def small(monkeypatch):
     """digits-v1-quick with all its attacks, on 3 images."""
-    whole = protocol.get("digits-v1-quick")
+    whole = protocols.get("digits-v1-quick")
     attacks = tuple(dataclasses.replace(spec, n_examples=None) for spec in whole.attacks)
     small = dataclasses.replace(whole, n_examples=3, attacks=attacks)
-    monkeypatch.setattr(protocol, "PROTOCOLS", {**protocol.PROTOCOLS, whole.id: small})
+    monkeypatch.setattr(protocols, "PROTOCOLS", {**protocols.PROTOCOLS, whole.id: small})
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_the_tutorial_leads_from_nothing_to_a_branch_that_can_be_merged(place, s
     assert left == "", "nothing lies about that is neither committed nor ignored"
     assert rules.examine(["median_filter"], clone / "submissions")["median_filter"] == []
     cells = list(Store(clone / "submissions" / "median_filter" / "records").cells("digits-v1-quick"))
-    assert len(cells) == len(protocol.get("digits-v1-quick").attacks) > 30
+    assert len(cells) == len(protocols.get("digits-v1-quick").attacks) > 30
     site = clone / "site-preview"
     assert 'href="board/digits-v1-quick.html"' in (site / "index.html").read_text()
     assert "median_filter" in (site / "board" / "digits-v1-quick.html").read_text()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench import evaluation, evidence, masked_gradients, paired_tests, protocol, scoring, verdicts
-from bench.protocol import Protocol
+from bench import evaluation, evidence, masked_gradients, paired_tests, protocols, scoring, verdicts
+from bench.protocol import ROUTES, Protocol
 from bench.record import Card, Cell
 
-TINY = replace(protocol.get("digits-v1-quick"), id="tiny-v1")
+TINY = replace(protocols.get("digits-v1-quick"), id="tiny-v1")
 T = TINY.thresholds
 N = 200
 CARD = {"title": "Made up", "paper": "https://example.org", "year": 2020, "summary": "Nothing."}
@@ -229,7 +229,7 @@ def test_the_largest_cold_radius_decides_where_another_route_has_gradients(cell,
 def test_every_radius_counts_where_no_route_has_gradients(cell, white):
     cells = [cell(N)]
     for eps, right in ((0.1, 180), (0.3, 0)):
-        cells += [white(190, blocked=1.0, eps=eps, route=route) for route in protocol.ROUTES]
+        cells += [white(190, blocked=1.0, eps=eps, route=route) for route in ROUTES]
         cells += [cell(right, track="query", attack="square", eps=eps)]
     baseline = [*undefended(cell, white), white(0, eps=0.1)]
     assert levels(cells, baseline)["blocked_gradient"] == "warning"
@@ -531,7 +531,7 @@ class Simulated:
         for eps, strength in ((0.1, -1.0 - gain), (0.3, 1.0 - gain)):
             steps = {"eps": eps, "params": {"steps": 20}, "blocked": blocked}
             cells.append(self.white(attack="fgsm", **self.right(strength + single), **(steps | {"params": {}})))
-            for route in protocol.ROUTES:
+            for route in ROUTES:
                 for attack in ("apgd_ce", "apgd_margin"):
                     cells.append(self.white(attack=attack, route=route, **self.right(strength), **steps))
             doubled = steps | {"variant": "twice", "params": {"steps": 40}}
@@ -540,7 +540,7 @@ class Simulated:
             for source in ("identity", "identity_vae", "pgd_training"):
                 facts = {"track": "transfer", "attack": "apgd_margin", "eps": eps, "source": source}
                 cells.append(self.cell(**facts, **self.right(strength + transfer)))
-        for route in protocol.ROUTES[:2]:
+        for route in ROUTES[:2]:
             chance = 1 / (1 + np.exp(-wide - self.rng.normal(0, 1, n)))
             survives = self.rng.binomial(20, chance) / 20 if self.random else self.rng.random(n) < chance
             cells.append(self.white(survives, eps=0.5, variant="wide", route=route, **self.card))

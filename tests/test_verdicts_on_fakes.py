@@ -9,22 +9,23 @@ from pathlib import Path
 import fakes
 import pytest
 
-from bench import evaluate, protocol, statistics
+from bench import evaluate, protocols, statistics
 from bench.defense import Defense
 from bench.evidence import Verdict
 from bench.progress import Progress
+from bench.protocol import AttackSpec
 from bench.record import Cell
 from bench.verdicts import verdicts
 from defenses.identity_vae import IdentityVAE, SampledIdentityVAE
 
 
-def _small(attacks: Sequence[protocol.AttackSpec]) -> tuple[protocol.AttackSpec, ...]:
+def _small(attacks: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
     """Without the cascade and attacks that have no radius, on which no verdict rests, and the smaller radii."""
     controls = [spec for spec in attacks if spec.track == "clean" and spec.eps is None]
     return (*controls, *(spec for spec in attacks if not spec.cascade and spec.eps in (0.3, 0.5)))
 
 
-QUICK = protocol.get("digits-v1-quick").limited(64)
+QUICK = protocols.get("digits-v1-quick").limited(64)
 QUICK = replace(
     QUICK, id="fakes", attacks=_small(QUICK.attacks), linf_radii=(0.3,), headline_radii=(0.3,),
     efforts=tuple(replace(e, n_examples=32, attacks=_small(e.attacks)) for e in QUICK.efforts),

@@ -13,7 +13,7 @@ from pathlib import Path
 import fake_records
 import pytest
 
-from bench import protocol
+from bench import protocols
 from bench.record import Store
 
 pytestmark = pytest.mark.slow
@@ -73,6 +73,6 @@ def test_the_installed_wheel_runs_without_the_checkout(environment, tmp_path):
     assert "identity_vae" in run(environment, "purifybench", "list", "defenses", cwd=tmp_path)
     assert "keeps all" in run(environment, "purifybench", "check", "kmeans", cwd=tmp_path)
     store = Store(tmp_path / "results")
-    fake_records.save(store, protocol.get("digits-v1-quick"), ["identity", "kmeans"])
+    fake_records.save(store, protocols.get("digits-v1-quick"), ["identity", "kmeans"])
     said = run(environment, "purifybench", "site", "build", "--records", "results", "--out", "site", cwd=tmp_path)
     assert "index.html" in said and "kmeans" in (tmp_path / "site" / "index.html").read_text()

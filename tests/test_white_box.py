@@ -22,16 +22,16 @@ from fakes import (
 )
 from torch import Generator, Tensor, nn
 
-from bench import checks, classifiers, evaluate, plugins, protocol, statistics, threat
+from bench import checks, classifiers, evaluate, plugins, protocols, statistics, threat
 from bench.defense import Defense
 from bench.errors import BenchError
-from bench.protocol import AttackSpec
+from bench.protocol import ROUTES, AttackSpec
 from bench.record import Cell
 
 BUDGET = (("eot", 4), ("steps", 20))
 RADIUS = 0.3
 WHITE = replace(
-    protocol.get("digits-v1-quick"),
+    protocols.get("digits-v1-quick"),
     id="white",
     n_examples=32,
     linf_radii=(RADIUS,),
@@ -39,7 +39,7 @@ WHITE = replace(
     efforts=(),
     attacks=(
         AttackSpec("none", "clean"),
-        *(AttackSpec("apgd_margin", "white_box", "linf", RADIUS, BUDGET, route) for route in protocol.ROUTES),
+        *(AttackSpec("apgd_margin", "white_box", "linf", RADIUS, BUDGET, route) for route in ROUTES),
     ),
 )
 

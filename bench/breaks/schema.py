@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from bench import catalog, plugins, protocol, seeds
+from bench import catalog, plugins, protocols, seeds
 from bench.errors import BenchError, unknown
 from bench.protocol import Protocol
 from bench.submissions import places
@@ -123,7 +123,7 @@ def protocol_of(dataset: str, *, selective: bool = False) -> Protocol:
     refuse, which has the same images. Raises BenchError for an unknown data set."""
     if dataset not in catalog.DATASETS:
         raise unknown("dataset", dataset, catalog.DATASETS, see="purifybench list datasets")
-    return protocol.get(f"{dataset}-selective-v1-draft" if selective else f"{dataset}-v1")
+    return protocols.get(f"{dataset}-selective-v1-draft" if selective else f"{dataset}-v1")
 
 
 def described(given: Mapping[str, Any], path: Path | str = DESCRIPTION) -> Break:

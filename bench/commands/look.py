@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import catalog, plugins, protocol
+from bench import catalog, plugins, protocols
 from bench.commands.options import ProtocolId, Records, complete_defense, show_all, starting
 from bench.errors import BenchError, unknown
+from bench.protocol import TRACKS, AttackSpec, Protocol
 
 if TYPE_CHECKING:
     from bench.record import Cell
@@ -52,14 +53,14 @@ def list_(
 
 def _list_protocols() -> None:
     """The ranked ones first, then the others of the boards, then the papers' own evaluations."""
-    everything = protocol.known()
+    everything = protocols.known()
     width = max(map(len, everything))
-    ranked = [p for p in protocol.PROTOCOLS.values() if p.ranked and not p.is_draft]
+    ranked = [p for p in protocols.PROTOCOLS.values() if p.ranked and not p.is_draft]
     groups = {
         "Ranked:": ranked,
-        "Smoke tests, digits and drafts, not ranked:": [p for p in protocol.PROTOCOLS.values() if p not in ranked],
+        "Smoke tests, digits and drafts, not ranked:": [p for p in protocols.PROTOCOLS.values() if p not in ranked],
         "The papers' own evaluations, never ranked (purifybench reproduce compares with what they printed):": [
-            p for p in everything.values() if p.id not in protocol.PROTOCOLS
+            p for p in everything.values() if p.id not in protocols.PROTOCOLS
         ],
     }
     for heading, members in groups.items():
@@ -75,7 +76,7 @@ def _complete_thing(incomplete: str) -> list[str]:
 
 def _things() -> list[str]:
     """Every name that `show` explains."""
-    return [*plugins.installed(), *protocol.known(), *catalog.ATTACKS, *catalog.CLASSIFIERS, *catalog.DATASETS]
+    return [*plugins.installed(), *protocols.known(), *catalog.ATTACKS, *catalog.CLASSIFIERS, *catalog.DATASETS]
 
 
 def show(
@@ -83,8 +84,8 @@ def show(
     records: Records = Path("results"),
 ) -> None:
     """Show a protocol's cells, an attack, or a defense with all that was measured of it."""
-    if name.partition("+")[0] in protocol.known():
-        _show_protocol(protocol.get(name))
+    if name.partition("+")[0] in protocols.known():
+        _show_protocol(protocols.get(name))
     elif name in catalog.ATTACKS:
         info = catalog.ATTACKS[name]
         forward, backward = info.cost()
@@ -98,16 +99,16 @@ def show(
     elif plugins.slug(name) in plugins.installed():
         _show_defense(plugins.slug(name), records)
     else:
-        raise unknown("defense, protocol or attack", name, [*plugins.installed(), *protocol.known(), *catalog.ATTACKS])
+        raise unknown("defense, protocol or attack", name, [*plugins.installed(), *protocols.known(), *catalog.ATTACKS])
 
 
-def _show_protocol(chosen: protocol.Protocol) -> None:
+def _show_protocol(chosen: Protocol) -> None:
     typer.echo(f"{chosen.id}  (sha256 {chosen.hash[:16]})\n{chosen.purpose}")
     typer.echo(
         f"{chosen.n_examples} images of {chosen.dataset}, classifier {'/'.join(chosen.classifiers)}, seed {chosen.seed}"
     )
     for track in chosen.tracks:
-        typer.echo(f"\n{track}: {protocol.TRACKS[track]}")
+        typer.echo(f"\n{track}: {TRACKS[track]}")
         for spec in chosen.select((track,)):
             typer.echo(f"  {_about_spec(spec)}".rstrip())
     for effort in chosen.efforts:
@@ -120,7 +121,7 @@ def _show_protocol(chosen: protocol.Protocol) -> None:
                 typer.echo(f"  {_about_spec(spec)}")
 
 
-def _about_spec(spec: protocol.AttackSpec) -> str:
+def _about_spec(spec: AttackSpec) -> str:
     facts = [f"{k}={v}" for k, v in spec.params]
     facts += [f"made on {spec.origin.words}"] if spec.origin and spec.origin.is_net else []
     facts += [f"first {spec.n_examples} images"] * bool(spec.n_examples) + ["what is left"] * spec.cascade

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import catalog, plugins, protocol
+from bench import catalog, plugins, protocols
+from bench.protocol import TRACKS
 
 
 def starting(names: Iterable[str], typed: str) -> list[str]:
@@ -29,7 +30,7 @@ def complete_defense_or_all(incomplete: str) -> list[str]:
 
 def complete_protocol(incomplete: str) -> list[str]:
     """Ids of protocols."""
-    return starting(protocol.known(), incomplete)
+    return starting(protocols.known(), incomplete)
 
 
 def complete_paper(incomplete: str) -> list[str]:
@@ -51,7 +52,7 @@ def complete_attack(incomplete: str) -> list[str]:
 
 def complete_track(incomplete: str) -> list[str]:
     """Names of tracks."""
-    return starting(protocol.TRACKS, incomplete)
+    return starting(TRACKS, incomplete)
 
 
 def complete_dataset(incomplete: str) -> list[str]:
@@ -90,7 +91,7 @@ def every(defenses: list[str], protocol_id: str) -> list[str]:
     sound, broken = plugins.load_all()
     for name, reason in broken.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
-    asked = protocol.get(protocol_id)
+    asked = protocols.get(protocol_id)
     return [name for name, cls in sound.items() if planning.fits(cls, asked)]
 
 

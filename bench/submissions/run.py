@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import campaign, checks, claims, planning, protocol, seal, selective
+from bench import campaign, checks, claims, planning, protocols, seal, selective
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.isolation import Isolated, Limits, box, isolated
 from bench.progress import Progress, duration
+from bench.protocol import USUAL_THRESHOLD
 from bench.record import Cell, Store
 from bench.submissions import environment, gradients, places, rules, schema, weights
 from bench.submissions.schema import Submission
@@ -81,9 +82,9 @@ def opened(
 def chosen_protocol(submission: Submission, given: str | None, quick: bool) -> str:
     """The protocol asked for, or that of the submission's first data set and of its kind."""
     if given:
-        return protocol.get(given).id
+        return protocols.get(given).id
     dataset, kind = submission.datasets[0], submission.kind == "selective"
-    known = (one for one in protocol.PROTOCOLS.values() if one.dataset == dataset and one.is_selective == kind)
+    known = (one for one in protocols.PROTOCOLS.values() if one.dataset == dataset and one.is_selective == kind)
     return next(one.id for one in known if ("-quick" in one.id) == quick)
 
 
@@ -127,7 +128,7 @@ def run(
     try:
         with report.step(3, "contract") as notes:
             notes += _keep_contract(defense)
-        chosen = protocol.get(chosen_protocol(submission, protocol_id, quick))
+        chosen = protocols.get(chosen_protocol(submission, protocol_id, quick))
         chosen = chosen.limited(limit) if limit is not None else chosen
         with report.step(4, f"protocol {chosen.id}") as notes:
             asked = planning.plan([defense], chosen, classifier=submission.classifiers, on=device)
@@ -198,7 +199,7 @@ def _verified(
 def claims_beside(submission: Submission, cells: list[Cell]) -> list[str]:
     """What the authors claim, each beside the worst case that was measured at the same radius, where there is one."""
     if submission.kind == "selective":
-        cells = selective.as_held(cells, protocol.USUAL_THRESHOLD)
+        cells = selective.as_held(cells, USUAL_THRESHOLD)
     lines = []
     nets = sorted({cell.record.classifier for cell in cells})
     for net in nets:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench import catalog, protocol, seal
+from bench import catalog, protocols, seal
 from bench.catalog import ATTACKS
 from bench.errors import BenchError
-from bench.protocol import Protocol
+from bench.protocol import BUDGETS, Protocol
 from bench.record import SEAL, Cell
 from bench.statistics import TOLERANCE
 from bench.submissions.rules.base import Case, Objection, rule
@@ -23,7 +23,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 def _view(cell: Cell) -> Protocol | None:
     """The protocol of a cell as its defense meets it; None where rule 403 has said that there is none."""
     try:
-        known = protocol.get(cell.record.protocol)
+        known = protocols.get(cell.record.protocol)
     except BenchError:
         return None
     card = cell.record.card
@@ -59,8 +59,8 @@ def records_are_its_own(case: Case) -> Iterator[Objection]:
 def protocols_are_known(case: Case) -> Iterator[Objection]:
     """The records are of a whole protocol, not of a limited, unchecked or unknown one; drafts are shown, not ranked."""
     for path in sorted((case.folder / "records").glob("*")):
-        if path.name not in protocol.known():
-            yield path, path.name, f"one of {', '.join(protocol.PROTOCOLS)}", "measure under one of these, all images"
+        if path.name not in protocols.known():
+            yield path, path.name, f"one of {', '.join(protocols.PROTOCOLS)}", "measure under one of these, all images"
 
 
 @rule(404)
@@ -244,7 +244,7 @@ def budgets_follow_from_costs(case: Case) -> Iterator[Objection]:
     """The budget class is that of the measured cost."""
     for cell in case.cells:
         record = cell.record
-        right = next(name for name, most in protocol.BUDGETS.items() if record.units <= most)
+        right = next(name for name, most in BUDGETS.items() if record.units <= most)
         if record.budget != right:
             yield case.path_of(cell), f"budget {record.budget!r} at {record.units:g} units", repr(right), AGAIN
 
