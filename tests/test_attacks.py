@@ -16,7 +16,7 @@ from models import counted, shown, taught
 from torch import Tensor, nn
 
 from bench import attack_cost, attacks, catalog, classifiers, threat
-from bench.attacks import losses
+from bench.attacks import balls, losses
 from bench.defense import Defense
 from bench.draws import ImageDraws
 from bench.protocol import AttackSpec
@@ -106,6 +106,22 @@ def test_invariant_1_every_image_stays_in_its_ball(name, eps, net):  # of no siz
         distance = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
         assert float(distance.max()) <= eps + 1e-6
         assert float(distance.max()) >= 0.8 * eps or catalog.ATTACKS[name].minimum_norm  # and uses it
+
+
+@pytest.mark.parametrize("norm", balls.BALLS)
+@pytest.mark.parametrize("eps", [0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64)])
+def test_a_ball_holds_where_all_pixels_of_an_image_are_rounded_alike(shape, eps, norm):
+    """Flat pictures: the rounding errors of single pixels, each below 1e-7, add up to nearly 1e-4 if left alone."""
+    flat = torch.linspace(0, 1, 64)[:, None, None, None]
+    centre, away = (one.expand(64, *shape).contiguous() for one in (flat, flat.flip(0) ** 1.7))
+    projected = balls.get(norm).project(away, centre, eps)
+    moved = (projected.double() - centre.double()).flatten(1)
+    distance = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+    whole = (away.double() - centre.double()).flatten(1)
+    reach = whole.abs().amax(1) if norm == "linf" else whole.norm(dim=1)
+    assert float(distance.max()) <= eps + 1e-6
+    assert torch.allclose(distance, reach.clamp(max=eps), atol=1e-5)
 
 
 @every_attack

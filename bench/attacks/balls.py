@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
@@ -58,10 +59,15 @@ class L2:
         return images + _column(step_size) * gradient / _length(gradient)
 
     def project(self, images: Tensor, centre: Tensor, eps: float) -> Tensor:
-        """The change is shortened to eps; clipping to [0, 1] only shortens it further, as the centre lies inside."""
-        change = images - centre
-        scale = (eps / _length(change)).clamp(max=1)
-        return torch.clamp(centre + change * scale, 0, 1)
+        """The change is shortened to eps; clipping to [0, 1] only shortens it further, as the centre lies inside.
+
+        In double precision, and to eps less what rounding the image can add at most, half a last place of each pixel:
+        pixels of one value are rounded alike, and their errors add up.
+        """
+        change = images.double() - centre.double()
+        rounding = math.sqrt(change[0].numel()) * torch.finfo(images.dtype).eps / 4
+        scale = ((eps - rounding) / _length(change)).clamp(0, 1)
+        return torch.clamp(centre.double() + change * scale, 0, 1).to(images.dtype)
 
 
 BALLS: Mapping[str, Ball] = MappingProxyType({"linf": Linf(), "l2": L2()})
