@@ -5,9 +5,11 @@ A new attack enters through bench.catalog.ATTACKS and is tested here without bei
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -90,14 +92,19 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    """Classifier A, untrained: dropout inside, in eval mode."""
+@functools.cache
+def untrained() -> nn.Module:
+    """Classifier A: dropout inside, in eval mode."""
     return classifiers.build("A")
 
 
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return untrained()
+
+
 @budgeted
-@pytest.mark.parametrize("eps", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("eps", [0.01, 1.0])
 def test_invariant_1_every_image_stays_in_its_ball(name, eps, net):  # of no size: invariant 10
     images, labels = batch()
     for norm in catalog.ATTACKS[name].norms:
@@ -124,21 +131,43 @@ def test_a_ball_holds_where_all_pixels_of_an_image_are_rounded_alike(shape, eps,
     assert torch.allclose(distance, reach.clamp(max=eps), atol=1e-5)
 
 
+class Witnessed(NamedTuple):
+    """One run of an attack at its default settings, and what stood around it before and after."""
+
+    images: Tensor
+    labels: Tensor
+    found: Tensor
+    images_before: Tensor
+    labels_before: Tensor
+    dice: tuple[object, ...]
+    dice_before: tuple[object, ...]
+
+
+@functools.cache
+def witnessed(name: str) -> Witnessed:
+    net, (images, labels) = untrained(), batch()
+    before, dice = (images.clone(), labels.clone()), global_dice()
+    found = attack(name, net, images, labels, noise=draws(8, seed=4)).images
+    return Witnessed(images, labels, found, *before, global_dice(), dice)
+
+
+def global_dice() -> tuple[object, ...]:
+    """The states of the generators that nobody's own seed moves."""
+    return torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
 @every_attack
-def test_invariant_2_images_keep_box_shape_and_type(name, net):
-    images, labels = batch()
-    found = attack(name, net, images, labels, 0.5).images
+def test_invariant_2_images_keep_box_shape_and_type(name):
+    found, images = witnessed(name).found, witnessed(name).images
     assert found.dtype == images.dtype and found.shape == images.shape and not found.requires_grad
     assert bool(found.isfinite().all()) and float(found.min()) >= 0 and float(found.max()) <= 1
 
 
 @every_attack
-def test_invariant_3_the_input_is_not_written_to(name, net):
-    images, labels = batch()
-    before = images.clone(), labels.clone()
-    found = attack(name, net, images, labels).images
-    assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
-    assert found.data_ptr() != images.data_ptr()
+def test_invariant_3_the_input_is_not_written_to(name):
+    seen = witnessed(name)
+    assert torch.equal(seen.images, seen.images_before) and torch.equal(seen.labels, seen.labels_before)
+    assert seen.found.data_ptr() != seen.images.data_ptr()
 
 
 @every_attack
@@ -157,20 +186,15 @@ def test_invariant_4_the_model_is_left_as_it_was(name):
 
 
 @every_attack
-def test_invariant_5_no_global_random_numbers_are_drawn(name, net):
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    images, labels = batch()
-    attack(name, net, images, labels)
-    assert torch.equal(before[0], torch.random.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])
-    assert before[2] == random.getstate()
+def test_invariant_5_no_global_random_numbers_are_drawn(name):
+    assert witnessed(name).dice == witnessed(name).dice_before
 
 
 @every_attack
 def test_invariant_6_same_seed_same_bits(name, net):
-    images, labels = batch()
-    first, second = (attack(name, net, images, labels, noise=draws(8, seed=4)).images for _ in range(2))
-    assert torch.equal(first, second)
+    seen = witnessed(name)
+    again = attack(name, net, seen.images, seen.labels, noise=draws(8, seed=4)).images
+    assert torch.equal(again, seen.found)
 
 
 def test_invariant_6_other_seed_other_start(net):
