@@ -65,7 +65,7 @@ class L2:
         pixels of one value are rounded alike, and their errors add up.
         """
         change = images.double() - centre.double()
-        rounding = math.sqrt(change[0].numel()) * torch.finfo(images.dtype).eps / 4
+        rounding = math.sqrt(math.prod(change.shape[1:])) * torch.finfo(images.dtype).eps / 4
         scale = ((eps - rounding) / _length(change)).clamp(0, 1)
         return torch.clamp(centre.double() + change * scale, 0, 1).to(images.dtype)
 
