@@ -67,6 +67,19 @@ def _selected(cell: Cell, by: Array) -> Cell:
     return Cell(cell.record, replace(cell.outcomes, selection=by.astype(np.float32)))
 
 
+def as_answered(cells: Iterable[Cell], threshold: str) -> list[Cell]:
+    """The cells that tell of a threshold, with the shares of right and of accepted answers at it, and selection by the
+    order of `worst`: an error is worse than a refusal, which is worse than a right answer."""
+    known = ((cell, answers(cell, threshold)) for cell in cells)
+    return [_answered(cell, found) for cell, found in known if found is not None]
+
+
+def _answered(cell: Cell, found: Shares) -> Cell:
+    right, accepted = found.right.astype(np.float32), (found.right + found.wrong).astype(np.float32)
+    shown = Cell(cell.record, replace(cell.outcomes, correct=right, accepted=accepted))
+    return _selected(shown, found.right + found.refused / 2)
+
+
 def as_held(cells: Iterable[Cell], threshold: str) -> list[Cell]:
     """The cells with robust accuracy in the place of accuracy, so that `bench.statistics` and the verdicts apply.
 

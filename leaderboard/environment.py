@@ -39,7 +39,12 @@ def environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update({function.__name__: function for function in _FILTERS})
-    made.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper, "protocol_facts": views.facts}
+    made.filters |= {
+        "drawn": _drawn,
+        "repeats_paper": repeats_paper,
+        "board_title": board_title,
+        "protocol_facts": views.facts,
+    }
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,
         "command": commands.whole, "thresholds_meaning": THRESHOLDS,
@@ -50,6 +55,20 @@ def environment() -> Environment:
 def _drawn(chart: Chart) -> Markup:
     """A chart's SVG, the only text that reaches a page unescaped: figures.py puts no text of a record into it."""
     return Markup(chart.svg)
+
+
+def board_title(board: Board) -> str:
+    """A board's name for people: "MNIST", "MNIST, quick", "MNIST, may refuse, quick, draft"; its id where this version
+    does not know it."""
+    if board.protocol is None:
+        return board.id
+    if repeats_paper(board):
+        return board.id.removeprefix("papers-v1-").replace("-", " ") + ", as printed"
+    marks = {"selective": "may refuse", "latent": "among codes", "search": "inner loops", "quick": "quick"}
+    said = [words for mark, words in marks.items() if f"-{mark}" in board.id]
+    said += [f"first {board.protocol.n_examples}"] if "+limit" in board.id else []
+    said += ["draft"] if board.protocol.is_draft else []
+    return ", ".join([formats.dataset_name(board.protocol.dataset), *said])
 
 
 def repeats_paper(board: Board) -> bool:

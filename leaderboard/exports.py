@@ -48,7 +48,7 @@ def values(board: Board, row: Row) -> dict[str, Value]:
     for eps in shown:
         found[f"lost_to_breaks_at_{radius(eps)}"] = row.best_known[eps].lost if eps in row.best_known else None
     for k, eps in enumerate(headlines):
-        found[f"strongest_attack_at_{radius(eps)}"] = strongest_name(row.strongest[k] if row.strongest else None)
+        found[f"broke_most_at_{radius(eps)}"] = strongest_name(row.strongest[k] if row.strongest else None)
     return {**found, "attack_rows": row.attack_rows, "attack_seconds": round(row.attack_seconds, 1)}
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from bench.protocol import TRACKS
 from bench.submissions.schema import Submission
 from bench.timing_record import Timing
-from leaderboard import archive, bundle, defense_page, exports, formats, protocol_page, timing_page, views
+from leaderboard import archive, bundle, defense_page, exports, formats, latency, protocol_page, timing_page, views
 from leaderboard.attack_page import attack_pages
 from leaderboard.breakers import toll
 from leaderboard.citations import bibtex
@@ -19,12 +19,14 @@ from leaderboard.compare import comparisons, matrix
 from leaderboard.environment import HERE, environment, repeats_paper
 from leaderboard.paper_tables import paper_tables
 from leaderboard.reported import PAPERS
+from leaderboard.sentences import summary
 from leaderboard.tables import Board, Row
 
 _DATASETS = ("mnist", "fmnist", "digits")  # the order of boards that are otherwise alike
 _EXPORTS = {"csv": exports.as_csv, "json": exports.as_json, "tex": exports.as_latex}
 _ALL_RECORDS = "records/all.zip"
 _NONE: Mapping[str, Submission] = MappingProxyType({})
+ENOUGH = 4  # ranked rows to open the site with
 Files = dict[str, bytes]
 
 
@@ -57,7 +59,11 @@ def site(
 
     tables = paper_tables(cell for board in boards for row in _rows(board) for cell in row.cells)
     front = _front(boards)
-    render("index.html.j2", "index.html", board=front, **_board_values(front))
+    others = [summary(board) for board in boards if board is not front]
+    render(
+        "index.html.j2", "index.html", board=front, summary=summary(front),
+        others=[one for one in others if one is not None], **_board_values(front, timings),
+    )  # fmt: skip
     render("timing.html.j2", "timing.html", sections=timing_page.sections(timings, boards))
     for timing in timings:
         files[f"timing/{timing.file_name}"] = timing_page.as_json(timing)
@@ -79,7 +85,7 @@ def site(
         files[f"{path}.json"] = protocol_page.as_json(protocol)
     compared = _compare(boards, render)
     for board in boards:
-        files |= _board_files(board, render)
+        files |= _board_files(board, timings, render)
         for defense, rows in _by_defense(board).items():
             path = f"defense/{formats.file_name(board.id)}/{formats.file_name(defense)}.html"
             values = {**_facts(board), **defense_page.values(board, rows, tables, submissions.get(defense))}
@@ -90,10 +96,10 @@ def site(
     return files
 
 
-def _board_files(board: Board, render: Render) -> Files:
+def _board_files(board: Board, timings: Sequence[Timing], render: Render) -> Files:
     """Renders the page of a board, and returns its rows for other programs."""
     name = f"board/{formats.file_name(board.id)}"
-    render("board.html.j2", f"{name}.html", board=board, **_board_values(board))
+    render("board.html.j2", f"{name}.html", board=board, **_board_values(board, timings))
     return {f"{name}.{end}": form(board) for end, form in _EXPORTS.items()} if board.protocol is not None else {}
 
 
@@ -146,10 +152,12 @@ def _prominence(board: Board) -> tuple[object, ...]:
 
 
 def _front(boards: Sequence[Board]) -> Board:
-    """The board that the site opens with: the most prominent one that has filled up, with at least half as many rows
-    with numbers as the fullest."""
+    """The board that the site opens with: the most prominent one that ranks some, or else that has filled up, with at
+    least half as many rows with numbers as the fullest."""
     filled = [sum(row.mrr is not None for row in board.rows) for board in boards]
-    return next(board for board, rows in zip(boards, filled, strict=True) if 2 * rows >= max(filled))
+    ranked = (board for board in boards if sum(row.rank is not None for row in board.rows) >= ENOUGH)
+    full = (board for board, rows in zip(boards, filled, strict=True) if 2 * rows >= max(filled))
+    return next(ranked, None) or next(full)
 
 
 def _facts(board: Board) -> dict[str, object]:
@@ -166,5 +174,6 @@ def _concerned(boards: Sequence[Board]) -> dict[str, list[tuple[Board, Row]]]:
     return found
 
 
-def _board_values(board: Board) -> dict[str, object]:
-    return {"chart": views.board_chart(board, "board") if board.protocol else None, **_facts(board)}
+def _board_values(board: Board, timings: Sequence[Timing]) -> dict[str, object]:
+    chart = views.board_chart(board, "board") if board.protocol else None
+    return {"chart": chart, "times": latency.times(timings, board), **_facts(board)}

@@ -36,6 +36,17 @@ class PaperRow:
 
 
 @dataclass(frozen=True)
+class Net:
+    """A net that stands for a classifier: the share of validation images on which they agree, and how many answers it
+    learned from."""
+
+    classifier: str
+    source: str
+    agreement: float
+    queries: int
+
+
+@dataclass(frozen=True)
 class PaperTable:
     """One table of a paper: what holds for all its numbers, then the notes of some, by their number from 1 on."""
 
@@ -50,6 +61,7 @@ class PaperTable:
     measured: int
     protocols: tuple[str, ...]  # under which its numbers were measured
     is_repeated: bool  # by some protocol
+    nets: tuple[Net, ...]  # that images of measured numbers were made on
 
     @property
     def printed(self) -> int:
@@ -94,7 +106,18 @@ def _table(found: Sequence[Line]) -> PaperTable:
         measured=sum(line.measured is not None for line in found),
         protocols=tuple(dict.fromkeys(one.counterpart.protocol for one in found if one.counterpart and one.measured)),
         is_repeated=any(line.counterpart for line in found),
+        nets=tuple(dict.fromkeys(net for line in found for net in _nets(line))),
     )
+
+
+def _nets(line: Line) -> Iterable[Net]:
+    """The net behind a measured number of a transfer attack, where its agreement is known; one a seed."""
+    records = (cell.record for cell in line.cells)
+    return [
+        Net(one.classifier, one.source, one.source_agreement, one.source_queries)
+        for one in records
+        if one.source_agreement is not None
+    ]
 
 
 def _beside(row: Reported) -> tuple[object, ...]:

@@ -40,6 +40,7 @@ class Line:
     measured: Estimate | None = None
     caveats: tuple[str, ...] = ()
     obstacle: str = ""
+    cells: tuple[Cell, ...] = ()  # that it was measured in, one a seed
 
     @property
     def difference(self) -> float | None:
@@ -145,7 +146,8 @@ class _Bench:
         obstacle = self.here.lacks(answer) if self.here and values is None else ""
         if values is None:
             return Line(row, answer, None, answer.caveats, obstacle), None
-        return Line(row, answer, _estimate(values), (*answer.caveats, *_findings(cells))), values.mean(axis=0)
+        caveats = (*answer.caveats, *_findings(cells))
+        return Line(row, answer, _estimate(values), caveats, cells=tuple(cells)), values.mean(axis=0)
 
     def _average(self, row: Reported) -> Line:
         found = [self._plain(part) for part in parts(row)]

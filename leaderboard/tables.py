@@ -307,11 +307,13 @@ def _track_accuracy(seeds: Sequence[Sequence[Cell]], track: str, eps: float) -> 
     """The worst case over the independent cells of one track within the Linf ball; None where it has none at `eps`.
 
     Only the runs over most images count, on their images, so that each image met the same attacks. Where the track has
-    nothing but a cascade at this radius, the estimate is what the cascade left.
+    nothing but a cascade at this radius, the estimate is what the cascade left. Images that were made on the defense
+    itself to be shown to all are white-box images to it, and no transfer.
     """
     values, is_left = [], False
     for cells in seeds:
-        own = [cell for cell in cells if cell.record.track == track and cell.record.norm == "linf"]
+        records = ((cell, cell.record) for cell in cells)
+        own = [cell for cell, one in records if (one.track, one.norm) == (track, "linf") and one.source != one.defense]
         if not any(cell.record.eps == eps for cell in own):
             return None
         cold = [cell for cell in own if not cell.record.cascade and (cell.record.eps or 0) <= eps]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bench.protocol import TRACKS, AttackSpec, Protocol
+from bench import selective
+from bench.protocol import TRACKS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell
 from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart, losses_chart
@@ -81,11 +82,12 @@ class Exhibit:
     predicted: int
     share: float  # of the scoring draws that were right
     attack: str  # what made the attacked image; empty for a clean one
+    refused: float = 0.0  # share of the scoring draws
 
     @property
-    def is_right(self) -> bool:
-        """Whether most draws classified the attacked image correctly."""
-        return self.share > 0.5
+    def answer(self) -> str:
+        """What most draws made of the last image: "right", "refused" or "wrong"."""
+        return "right" if self.share > 0.5 else "refused" if self.refused > 0.5 else "wrong"
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,13 @@ class Showcase:
     """Each exhibited image at its worst within one radius."""
 
     eps: float
-    accuracy: Estimate | None  # over all images, at this radius
+    accuracy: Estimate | None  # over all images, at this radius; of a selective defense, what is held
     exhibits: tuple[Exhibit, ...]
+
+    @property
+    def is_purified(self) -> bool:
+        """Whether any image is another one after the defense."""
+        return any(one.pictures[1] != one.pictures[2] for one in self.exhibits)
 
 
 def facts(protocol: Protocol) -> Facts:
@@ -280,7 +287,8 @@ def showcases(row: Row) -> tuple[Showcase, ...]:
     """The first images without an attack and at their worst within each radius, from the first seed."""
     if row.effort is None:
         return ()
-    cells = [cell for cell in row.cells if cell.record.seed == row.seeds[0] and cell.record.norm in (None, "linf")]
+    every = selective.as_answered(row.recorded, USUAL_THRESHOLD) if row.effort.is_selective else row.cells
+    cells = [cell for cell in every if cell.record.seed == row.seeds[0] and cell.record.norm in (None, "linf")]
     cells = [cell for cell in ordered(cells, row.effort) if cell.record.cell not in row.extra]
     clean = next((cell for cell in cells if cell.record.spec.slug == "clean.none"), None)
     if clean is None:
@@ -289,14 +297,16 @@ def showcases(row: Row) -> tuple[Showcase, ...]:
     for k, eps in enumerate((0.0, *row.effort.linf_radii)):
         accuracy = row.clean if k == 0 else row.robust[k - 1] if row.robust else None
         count = min(clean.outcomes.exhibits.shape[1], row.n)
-        shown.append(Showcase(eps, accuracy, tuple(_exhibit(cells, clean, image, eps) for image in range(count))))
+        shown.append(Showcase(eps, accuracy, tuple(
+            _exhibit(cells, clean, image, eps, row.effort.is_selective) for image in range(count)
+        )))  # fmt: skip
     return tuple(shown)
 
 
-def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float) -> Exhibit:
+def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float, may_refuse: bool) -> Exhibit:
     """One image from the first cell that broke it within the ball; where none did, from the last that came so far."""
     chosen = clean
-    if eps and clean.outcomes.selection[image] > 0.5:
+    if eps and clean.outcomes.selection[image] > (0 if may_refuse else 0.5):
         near = [cell for cell in cells if cell.outcomes.linf[image] <= eps + TOLERANCE]
         worst = min((cell.outcomes.selection[image] for cell in near), default=1.0)
         equal = [cell for cell in near if cell.outcomes.selection[image] == worst] or [clean]
@@ -309,7 +319,7 @@ def _exhibit(cells: Sequence[Cell], clean: Cell, image: int, eps: float) -> Exhi
     attack = "" if record.attack == "none" else f"{attack_name(record.attack)} ({knowledge(record)})"
     return Exhibit(
         (pictures[0], pictures[1], pictures[2]), int(outcomes.label[image]), int(outcomes.predicted[image]),
-        float(outcomes.correct[image]), attack,
+        float(outcomes.correct[image]), attack, 1 - float(outcomes.accepted[image]) if may_refuse else 0.0,
     )  # fmt: skip
 
 

@@ -319,7 +319,7 @@ def test_each_exhibit_shows_the_attack_that_broke_it(store: Store, monkeypatch: 
     deep_cells(store)
     (row,) = tables.board(DEEP.id, store.cells()).rows
     shown = {showcase.eps: showcase.exhibits for showcase in views.showcases(row)}
-    assert [exhibit.is_right for exhibit in shown[0.2]] == [False] * 4 + [True, False, True, False]
+    assert [exhibit.answer == "right" for exhibit in shown[0.2]] == [False] * 4 + [True, False, True, False]
     assert shown[0.2][0].attack == "FGSM (gray box)"
     assert shown[0.2][7].attack == "APGD margin (white box, BPDA)" and shown[0.2][7].pictures[1:] == ("", "")
     assert all(exhibit.attack == "" for exhibit in shown[0.0])
