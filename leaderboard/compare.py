@@ -51,18 +51,22 @@ class Counts:
 
 @dataclass(frozen=True)
 class Against:
-    """One row against another, on the first `n` images, which both have: at radius 0 and at each Linf radius."""
+    """One row against another, on the first `n` images, which both have: at radius 0 and at each Linf radius.
+
+    `is_doubtful` where the one that comes out ahead is known as an upper bound only: it may be ahead by that alone.
+    """
 
     other: Row
     n: int
     mrr: Difference
     accuracy: tuple[Difference, ...]
     counts: tuple[Counts, ...]  # at the headline radii
+    is_doubtful: bool = False
 
     def turned(self, other: Row) -> Against:
         """The comparison as the second sees it; `other` is what was the first."""
         accuracy, counts = tuple(one.turned for one in self.accuracy), tuple(one.turned for one in self.counts)
-        return Against(other, self.n, self.mrr.turned, accuracy, counts)
+        return Against(other, self.n, self.mrr.turned, accuracy, counts, self.is_doubtful)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ def _against(row: Row, other: Row, n: int, gaps: Array, means: Array) -> Against
         Difference(float(gap), float(low), float(high), statistics.p_value(float(gap), column))
         for gap, low, high, column in zip(gaps, lows, highs, means.T, strict=True)
     ]
-    return Against(other, n, found[0], tuple(found[1:]), _counts(row, other, n))
+    ahead = row if found[0].value > 0 else other
+    return Against(other, n, found[0], tuple(found[1:]), _counts(row, other, n), ahead.state != "complete")
 
 
 def _counts(row: Row, other: Row, n: int) -> tuple[Counts, ...]:

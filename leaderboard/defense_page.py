@@ -50,6 +50,7 @@ def values(
     return {
         "defense": defense,
         "card": rows[0].card,
+        "submission": submission,
         "sections": [_section(row, board, f"r{k}", submission) for k, row in enumerate(rows)],
         "printed": printed(tables, defense),
     }

@@ -13,6 +13,7 @@ from bench.protocol import BUDGETS, THRESHOLDS
 from bench.verdicts import RULES
 from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, told, views
 from leaderboard.figures import Chart
+from leaderboard.protocol_history import history
 from leaderboard.tables import ATTACKED, BASELINE, Board
 
 HERE = Path(__file__).parent
@@ -44,6 +45,7 @@ def environment() -> Environment:
         "repeats_paper": repeats_paper,
         "board_title": board_title,
         "protocol_facts": views.facts,
+        "history": history,
     }
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,

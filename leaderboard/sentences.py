@@ -101,8 +101,9 @@ class Summary:
 
 def summary(board: Board) -> Summary | None:
     """Who holds at the largest radius that is quoted, who seems to, and what that is worth; None where no defense has
-    numbers. Rows before other classifiers than the board's own are left out."""
-    if board.protocol is None:
+    numbers, and where no attacker knows of the defense. Rows before other classifiers than the board's own are left
+    out."""
+    if board.protocol is None or not any(spec.knows_defense for spec in board.protocol.every_attack):
         return None
     eps = (board.protocol.headline_radii or board.protocol.linf_radii)[-1]
     usual = board.protocol.classifiers[0]
@@ -129,17 +130,23 @@ def _best(rows: Sequence[Row], eps: float, board: Board) -> str:
     if not rows:
         return ""
     assert board.protocol is not None
-    kind = "defenses that may refuse" if board.protocol.is_selective else "purifiers"
-    held = "never accepts a wrong answer for" if board.protocol.is_selective else "keeps"
     best = max(rows, key=lambda row: _left(row, eps).value)
     far = max(rows, key=lambda row: row.mrr.value if row.mrr else 0)
-    of_them = f"Of {len(rows)} {kind} the best" if len(rows) > 1 else f"The only one of the {kind}"
-    known = f"against attackers who know of it, at {_at(eps)}"
-    start = f"{of_them} {held} {percent(_left(best, eps))} of the images {known} ({best.card.title})."
     assert far.mrr is not None
     bare = board.baseline.mrr if board.baseline else None
     beside = f"; no defense has {decimal(bare.value)}" if bare else ""
-    return f"{start} The largest mean robust radius is {decimal(far.mrr.value)} ({far.card.title}{beside})."
+    radii = f"The largest mean robust radius is {decimal(far.mrr.value)} ({far.card.title}{beside})."
+    return f"{_kept(rows, best, eps, board.protocol.is_selective)} {radii}"
+
+
+def _kept(rows: Sequence[Row], best: Row, eps: float, may_refuse: bool) -> str:
+    known, share = f"against attackers who know of it, at {_at(eps)}", percent(_left(best, eps))
+    kind = "defenses that may refuse" if may_refuse else "purifiers"
+    if _left(best, eps).value == 0:
+        nothing = "holds any image" if may_refuse else "keeps any image right"
+        return f"Of {len(rows)} {kind} none {nothing} {known} ({share})."
+    held = "never accepts a wrong answer for" if may_refuse else "keeps"
+    return f"Of {len(rows)} {kind} the best {held} {share} of the images {known} ({best.card.title})."
 
 
 def _seeming(rows: Sequence[Row], eps: float) -> str:
