@@ -12,13 +12,19 @@ from leaderboard.best_known import with_breaks
 from leaderboard.gather import gather
 
 
-def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: Sequence[Path] = ()) -> Path:
+def build(
+    stores: Sequence[Store] | Sequence[Path],
+    out: Path,
+    *,
+    submissions: Sequence[Path] = (),
+    left_out: Sequence[str] = (),
+) -> Path:
     """Write the site of all records in `stores` (or in the folders that they name) into `out`; returns its index.html.
 
     Claims, breaks and how to install a defense are those of the folders of `submissions`, and of the submissions that
     `stores` belong to. The site needs no server: it works from file:// and under any address. Files that do not count
-    are named on the pages. Raises BenchError if there is no sound record at all, or if `out` holds anything that we did
-    not write.
+    are named on the pages, beside what the caller has `left_out` before. Raises BenchError if there is no sound record
+    at all, or if `out` holds anything that we did not write.
     """
     gathered = gather(stores, submissions)
     if not gathered.cells:
@@ -30,5 +36,6 @@ def build(stores: Sequence[Store] | Sequence[Path], out: Path, *, submissions: S
         )
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
     boards = [with_breaks(board, gathered.breaks) for board in boards]
-    folder.publish(pages.site(boards, gathered.problems, gathered.submissions, gathered.timings), out)
+    problems = (*left_out, *gathered.problems)
+    folder.publish(pages.site(boards, problems, gathered.submissions, gathered.timings), out)
     return out / "index.html"

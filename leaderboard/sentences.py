@@ -110,9 +110,10 @@ def summary(board: Board) -> Summary | None:
     rows = [row for row in board.rows if row.mrr is not None and (row.defense, row.classifier) != (BASELINE, usual)]
     rows = [row for row in rows if row.classifier == usual]
     sound = [row for row in rows if row.state != "unverified"]
+    cleaners = [row for row in sound if row.card.kind != "hardened"]
     said = [
-        _best([row for row in sound if row.card.kind != "hardened"], eps, board),
-        _seeming(sound, eps),
+        _best(cleaners, eps, board),
+        _seeming(cleaners, eps),
         *(_hardened(row, eps) for row in sound if row.card.kind == "hardened"),
         *(_warned(row, eps) for row in rows if row.state == "unverified"),
     ]
@@ -156,9 +157,7 @@ def _seeming(rows: Sequence[Row], eps: float) -> str:
     if row is None or blind is None or gap < 0.1:
         return ""
     left = percent(_left(row, eps))
-    return (
-        f"Attackers who do not know the defense make {row.card.title} look like {percent(blind)}, where it is {left}."
-    )
+    return f"Attackers who do not know the defense make {row.card.title} look like {percent(blind)}; it is {left}."
 
 
 def _hardened(row: Row, eps: float) -> str:

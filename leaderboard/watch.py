@@ -21,8 +21,10 @@ class Watcher:
     change; the old pages stay.
     """
 
-    def __init__(self, folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> None:
-        self._folders, self._out, self._say = folders, out, say
+    def __init__(
+        self, folders: Sequence[Path], out: Path, say: Callable[[str], None], left_out: Sequence[str] = ()
+    ) -> None:
+        self._folders, self._out, self._say, self._left_out = folders, out, say, left_out
         self._seen: Stamp | None = None
 
     def look(self) -> bool:
@@ -32,7 +34,7 @@ class Watcher:
             return False
         self._seen = stamp
         try:
-            build(self._folders, self._out)
+            build(self._folders, self._out, left_out=self._left_out)
         except BenchError as problem:
             self._say(f"not built: {problem}")
             return False

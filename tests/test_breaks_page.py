@@ -158,7 +158,9 @@ def test_whatever_an_author_is_called_the_pages_bear_it(author, root):
     kept = Kept(said, broken.result(_said(), cells, [4, 2], "0" * 64))
     claim = Claim.model_construct(dataset="digits", norm="linf", eps=0.1, accuracy=0.9, attack=author, where=author)
     made = best_known.with_breaks(board(TINY.id, cells), [kept])
-    submitted = Submission.model_construct(claims=(claim,), install=Install(folder="plugin"))
+    submitted = Submission.model_construct(
+        claims=(claim,), install=Install(folder="plugin"), authors=(author,), code=None
+    )
     files = site.site([made], [], {"kmeans": submitted})
     for path in ("index.html", DEFENSE):
         html = files[path].decode()

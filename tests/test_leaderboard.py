@@ -576,7 +576,8 @@ def test_a_smoke_test_says_so_and_names_what_it_does_not_measure(store: Store, t
             assert QUICK.purpose in shown
             assert "query" in shown or name.startswith(("attack/", "compare/"))
     assert "white box, BPDA" in text_of(pages(out)["defense/digits-v1-quick/identity.html"])
-    assert "smoke test" in row_of(pages(out)["index.html"], "identity")
+    assert "Smoke test" in text_of(pages(out)["index.html"])
+    assert 'data-name="rank"' not in pages(out)["index.html"], "nobody is ranked"
 
 
 def test_limited_runs_are_recognised(store: Store, tmp_path: Path) -> None:
@@ -586,7 +587,7 @@ def test_limited_runs_are_recognised(store: Store, tmp_path: Path) -> None:
     assert gather.known("digits-v1-quick+limit5000") is None
     out = build([store], tmp_path / "site").parent
     html = pages(out)["board/digits-v1-quick.limit20.html"]
-    assert "limited" in row_of(html, "identity")
+    assert "Limited run" in text_of(html) and 'data-name="rank"' not in html
     assert "--protocol digits-v1-quick --limit 20" in html
 
 
@@ -665,7 +666,7 @@ def test_problems_are_listed_without_paths_of_this_machine(tiny: Protocol, store
     fake_records.save(store, TINY, ["identity", "kmeans"])
     (store.root / TINY.id / "kmeans" / "A.clean.none.seed0.json").write_text("{}")
     html = build([store], tmp_path / "site").read_text()
-    assert "1 file could not be used" in html
+    assert "1 thing left out" in html
     assert "<code>tiny-v1/kmeans/A.clean.none.seed0.json" in html
     assert str(tmp_path) not in html
 
@@ -910,7 +911,10 @@ def test_boards_of_papers_come_behind_all_others(store: Store, tmp_path: Path) -
     fake_records.save(store, protocols.get("mnist-v1-quick").limited(10), ["identity"])
     html = build([store], tmp_path / "site").read_text()
     boards = re.findall(r'<nav class="tabs".*?</nav>', html, flags=re.DOTALL)[0]
-    assert re.findall(r">([a-z0-9+-]+)</a>", boards) == ["mnist-v1-quick+limit10", "papers-v1-mad-vae-black-box-mnist"]
+    ids = ["mnist-v1-quick+limit10", "papers-v1-mad-vae-black-box-mnist"]
+    assert re.findall(r'title="([^"]+)"', boards) == ids
+    titles = ["MNIST, quick, first 10", "mad vae black box mnist, as printed"]
+    assert re.findall(r">([^<>]+)</a>", boards) == titles
 
 
 def test_attacks_without_a_budget_show_where_images_break(

@@ -4,6 +4,7 @@ failing makes one robust."""
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from bench import evaluate, planning, protocols, rejection, report, selective, s
 from bench.defense import Defense
 from bench.errors import BenchError
 from bench.protocol import THRESHOLDS, AttackSpec
-from leaderboard import refusals, tables
+from bench.record import Store
+from leaderboard import refusals, tables, views
 
 _WHOLE = protocols.get("digits-selective-v1-quick-draft")
 _STEPS = (("eot", 4), ("steps", 20))
@@ -127,6 +129,28 @@ def test_shares_sum_to_one_and_wrong_is_worse_than_refused_is_worse_than_right(c
     stricter = selective.worst([clean, attacked], "linf", [0.1], "5%")  # from the same records
     assert stricter.refused.tolist() == [[0, 0, 1, 0], [1, 1, 1, 0]]  # the clean error is accepted, whatever follows
     assert selective.worst([clean, attacked], "linf", [0.1], "published").wrong[1].tolist() == [0, 1, 1, 1]
+
+
+def test_pictures_show_each_image_at_its_worst_answer():
+    """MagNet's committed records: an accepted error is worse than a refusal, which is worse than a right answer."""
+    records = Store(Path(__file__).parents[1] / "submissions" / "magnet" / "records")
+    board = tables.board("mnist-selective-v1-quick-draft", records.cells())
+    (row,) = board.rows
+    shown = {showcase.eps: [one.answer for one in showcase.exhibits] for showcase in views.showcases(row)}
+    bound = row.recorded[0].record.thresholds["1%"]
+    near = [cell for cell in row.recorded if cell.record.norm in (None, "linf")]
+    for eps, told in shown.items():
+        for image, answer in enumerate(told):
+            found = [
+                "failed" if one.predicted[image] < 0
+                else "refused" if one.rejection_score[image] > bound
+                else "right" if one.predicted[image] == one.label[image] else "wrong"
+                for cell in near
+                for one in [cell.outcomes]
+                if (one.linf[image] <= eps + 1e-6 if eps else cell.record.attack == "none")
+            ]  # fmt: skip
+            assert answer == next(worst for worst in ("wrong", "refused", "right") if worst in found), (eps, image)
+    assert {answer for told in shown.values() for answer in told} == {"right", "refused", "wrong"}
 
 
 def test_robust_is_what_is_right_when_clean_and_never_accepted_and_wrong(cell):

@@ -11,16 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import fake_records
+import fake_timing
 import numpy as np
 import pytest
-from sites import DEEP, TINY, deep_cells, pages, text_of, tiny_cells
+from sites import DEEP, QUICK, TINY, deep_cells, pages, row_of, text_of, tiny_cells
 
-from bench import protocols, statistics, verdicts
+from bench import boards, protocols, statistics, timing_record, verdicts
 from bench.evidence import Verdict
 from bench.protocol import Protocol
-from bench.record import Store
+from bench.record import Cell, Store
 from bench.submissions import places
-from leaderboard import archive, attack_page, breakers, commands, compare, defense_page, sentences, tables
+from leaderboard import (
+    archive,
+    attack_page,
+    breakers,
+    commands,
+    compare,
+    defense_page,
+    latency,
+    protocol_history,
+    sentences,
+    tables,
+)  # fmt: skip
 from leaderboard.build import build
 from leaderboard.paper_tables import paper_tables
 from leaderboard.watch import Watcher
@@ -56,10 +68,69 @@ def test_two_sentences_say_what_blind_attackers_leave_and_what_the_worst_does(st
     assert found["good"].startswith(
         f"Attackers who do not know the defense leave {half}. The worst attack on each image"
     )
-    assert "it gains +0.625 of mean robust radius" in found["good"]
-    assert "it cannot be told from no defense, +0.000" in found["same"]
-    assert "it is worse than no defense by −0.250" in found["worse"]
+    assert "it gains 0.625 of mean robust radius (difference +0." in found["good"]
+    assert "it cannot be told from no defense: +0.000" in found["same"]
+    assert "it is worse than no defense, by 0.250" in found["worse"]
     assert found["identity"].startswith("This is the classifier without a defense.")
+
+
+def test_images_made_on_the_defense_itself_are_no_transfer(store: Store) -> None:
+    deep_cells(store)
+    deep_cells(store, "identity_vae")
+    found = rows(DEEP, store)
+    assert found["kmeans"].tracks["transfer"][1].value == pytest.approx(0.8)
+    assert found["identity_vae"].tracks["transfer"] == (None, None), "they are white-box images of the Identity VAE"
+
+
+def test_a_board_comes_to_a_few_sentences_made_from_its_records(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = (Verdict("jitter", "warning", "Why.", {}, ()),)
+    monkeypatch.setattr(verdicts, "verdicts", lambda cells, *_: warned if cells[0].record.defense == "doubted" else ())
+    assert sentences.summary(tables.board(DEEP.id, ())) is None
+    for name in ("identity", "kmeans", "doubted"):
+        deep_cells(store, name)
+    hardened = fake_records.card("hard", kind="hardened")
+    for cell in list(store.cells()):
+        if cell.record.defense == "kmeans":
+            store.save(Cell(cell.record.model_copy(update={"defense": "hard", "card": hardened}), cell.outcomes))
+    said = sentences.summary(tables.board(DEEP.id, store.cells()))
+    assert said is not None
+    best, gap, hard, doubted = said.sentences
+    # the cascade leaves images 4 and 5 of ten at 0.2; FGSM alone 2 to 8
+    assert best.startswith("Of 1 purifiers the best keeps 20.0\u202f% of the images against attackers who know of it")
+    assert gap == "Attackers who do not know the defense make Kmeans look like 70.0\u202f%; it is 20.0\u202f%."
+    assert hard == "Hard, a hardened classifier and no purifier, keeps 20.0\u202f%."
+    assert doubted == "20.0\u202f% for Doubted is an upper bound, unverified."
+    assert best.split(".")[0] in text_of(build([store], tmp_path / "site").read_text())
+
+
+def test_where_no_attacker_knows_the_defense_a_board_comes_to_nothing(store: Store) -> None:
+    tiny_cells(store, "kmeans", [ALL, ALL, HALF])
+    assert sentences.summary(tables.board(TINY.id, store.cells())) is None
+
+
+def test_every_draft_says_what_became_of_it_and_every_published_protocol_that_it_stays() -> None:
+    for one in boards.PROTOCOLS.values():
+        steps = protocol_history.history(one)
+        assert steps and (len(steps) == 1) >= (not one.is_draft), one.id
+        assert [step.day for step in steps] == sorted(step.day for step in steps)
+    assert protocol_history.history(QUICK.limited(3)) == ()
+
+
+def test_times_on_a_board_are_of_one_machine_and_of_the_same_settings(store: Store, tmp_path: Path) -> None:
+    tiny_cells(store, "identity", [ALL, NONE, NONE], settings={})
+    tiny_cells(store, "good", [ALL, ALL, HALF], settings={"width": 4})
+    board = tables.board(TINY.id, store.cells())
+    good = next(row for row in board.rows if row.defense == "good")
+    other = fake_timing.run(fake_timing.times("good", settings={"width": 8}))
+    one = fake_timing.run(fake_timing.times("good", settings={"width": 4}, seconds=0.25))
+    assert latency.times([other], board) is None, "another net was timed"
+    found = latency.times([other, one], board)
+    assert found is not None and found.timing is one and found.of(good).median == 0.25
+    timing_record.save(one, store.root)
+    html = build([store], tmp_path / "site").read_text()
+    assert 'data-order="0.25" data-export="250"' in html and "250 250–250" in row_of(html, "good")
 
 
 @pytest.mark.parametrize(
@@ -275,13 +346,14 @@ def test_citations_cannot_be_broken_out_of(store: Store, tmp_path: Path) -> None
 
 
 def test_the_site_opens_with_the_first_board_that_has_filled_up(store: Store, tmp_path: Path) -> None:
-    fake_records.save(store, TINY, ["identity", "kmeans", "identity_vae", "trained"])
+    fake_records.save(store, TINY, ["identity", "kmeans", "identity_vae"])
     opened = []
-    for name in ("identity", "kmeans"):
-        fake_records.save(store, DEEP, [name])
-        page = build([store], tmp_path / name).read_text()
-        opened += re.findall(r'board/[^"]+" aria-current="page">([^<]+)<', page)
-    assert opened == [TINY.id, DEEP.id], "one row beside four is too few to open with, two are not"
+    for protocol, name in ((DEEP, "identity"), (DEEP, "kmeans"), (TINY, "trained")):
+        fake_records.save(store, protocol, [name])
+        page = build([store], tmp_path / protocol.id / name).read_text()
+        opened += re.findall(r'<span class="name">([^<]+)</span>', page)
+    assert opened[:2] == [TINY.id, DEEP.id], "one row beside three is too few to open with, two are not"
+    assert opened[2:] == [TINY.id], "four ranks are enough, whatever else there is"
 
 
 def test_every_protocol_has_a_page_with_its_data(store: Store, tmp_path: Path) -> None:

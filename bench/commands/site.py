@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,11 @@ from bench.submissions import places
 site_app = typer.Typer(help="The leaderboard as static pages.", no_args_is_help=True)
 
 
-def build_site(records: list[Path], out: Path) -> Path:
-    """Build the pages; returns the first."""
+def build_site(records: list[Path], out: Path, left_out: Sequence[str] = ()) -> Path:
+    """Build the pages, which say what was `left_out`; returns the first."""
     from leaderboard.build import build
 
-    return build(records, out)
+    return build(records, out, left_out=left_out)
 
 
 @site_app.command("build")
@@ -31,12 +32,15 @@ def site_build(
     Without --records: ./results, the times in submissions/machines, and the submissions that keep the rules of
     `purifybench submission check`; the others are named and left out.
     """
-    typer.echo(f"The leaderboard: {build_site(records or _default_records(), out).resolve()}")
+    folders, left_out = (records, []) if records else _default_records()
+    typer.echo(f"The leaderboard: {build_site(folders, out, left_out).resolve()}")
 
 
-def _default_records() -> list[Path]:
-    found = [Path("results"), *submissions.sound_records(), places.ROOT / places.MACHINES]
-    return [folder for folder in found if folder.is_dir()] or [Path("results")]
+def _default_records() -> tuple[list[Path], list[str]]:
+    """The folders of records, and why some submissions are not among them."""
+    sound, left_out = submissions.sound_records()
+    found = [Path("results"), *sound, places.ROOT / places.MACHINES]
+    return [folder for folder in found if folder.is_dir()] or [Path("results")], left_out
 
 
 def serve(
@@ -53,7 +57,8 @@ def serve(
     if watch:
         from leaderboard.watch import Watcher
 
-        watcher = Watcher(records or _default_records(), site, typer.echo)
+        folders, left_out = (records, []) if records else _default_records()
+        watcher = Watcher(folders, site, typer.echo, left_out)
         watcher.look()
         watcher.keep_looking()
     if not (site / "index.html").exists():

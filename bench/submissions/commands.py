@@ -100,17 +100,16 @@ def check(
         raise typer.Exit(1)
 
 
-def sound_records(root: Path = places.ROOT) -> list[Path]:
-    """The folders of records of the submissions that keep every rule; what is found in the others is said."""
+def sound_records(root: Path = places.ROOT) -> tuple[list[Path], list[str]]:
+    """The folders of records of the submissions that keep every rule; and why each of the others is left out, in lines
+    that are also said."""
     from bench.submissions import rules
 
-    sound = []
-    for name, findings in rules.examine(places.names(root), root).items():
-        if not findings:
-            sound.append(root / name / "records")
-        for finding in findings:
-            typer.echo(f"{name} is left out: {finding}", err=True)
-    return sound
+    found = rules.examine(places.names(root), root)
+    left_out = [f"{name} is left out: {finding}" for name, findings in found.items() for finding in findings]
+    for line in left_out:
+        typer.echo(line, err=True)
+    return [root / name / "records" for name, findings in found.items() if not findings], left_out
 
 
 Name = Annotated[str, typer.Argument(help="The submission's name.")]
