@@ -10,27 +10,30 @@ from pathlib import Path
 import pytest
 
 from bench import catalog, checks, protocols, selective, statistics, timing_record
+from bench.protocol import Protocol
 from bench.record import Cell, Store
 from leaderboard import reported, reproduce
 
 CHECKOUT = Path(__file__).parent.parent
 README = (CHECKOUT / "README.md").read_text()
-PROTOCOL = protocols.get(re.search(r"records in `submissions/` say today \(`([\w-]+)`", README).group(1))
+QUICK, FULL = (protocols.get(name) for name in ("mnist-v1-quick", "mnist-v1"))  # a table each
 STORES = {
-    path.parent.parent.name: Store(path.parent) for path in CHECKOUT.glob(f"submissions/*/records/{PROTOCOL.id}/")
+    (protocol.id, path.parent.parent.name): Store(path.parent)
+    for protocol in (QUICK, FULL)
+    for path in CHECKOUT.glob(f"submissions/*/records/{protocol.id}/")
 }
 
 
-def row(cells: list[Cell]) -> str:
+def row(cells: list[Cell], protocol: Protocol) -> str:
     """The README's line about one defense, from its records."""
     by_slug = {cell.record.spec.slug: cell for cell in cells}
     record = cells[0].record
     values = [by_slug["clean.none"].outcomes.accuracy]
     values += [by_slug[f"gray_box.pgd.linf-{eps}"].outcomes.accuracy for eps in (0.1, 0.2, 0.3)]
-    curve = statistics.robustness(cells, "linf", PROTOCOL.linf_radii)
-    worst = dict(zip(PROTOCOL.linf_radii, curve[1:].mean(axis=1), strict=True))
+    curve = statistics.robustness(cells, "linf", protocol.linf_radii)
+    worst = dict(zip(protocol.linf_radii, curve[1:].mean(axis=1), strict=True))
     values += [worst[eps] for eps in (0.1, 0.2, 0.3)]
-    radius = statistics.robust_radius(curve, PROTOCOL.linf_radii)
+    radius = statistics.robust_radius(curve, protocol.linf_radii)
     low, high = statistics.bootstrap(radius)
     title = f"{record.card.title} (n = {record.n_examples})" if record.card.stochastic else record.card.title
     percents = " | ".join(f"{100 * value:.1f} %" for value in values)
@@ -61,22 +64,23 @@ def test_the_reproduced_numbers_are_those_of_the_records(eps):
 
 
 def test_there_are_records():
-    assert set(STORES) >= {"identity", "kmeans", "identity_vae"}
+    assert set(STORES) >= {(one.id, name) for one in (QUICK, FULL) for name in ("identity", "kmeans", "identity_vae")}
 
 
-@pytest.mark.parametrize("name", sorted(STORES))
-def test_the_table_comes_from_the_committed_records(name):
-    cells = list(STORES[name].cells(PROTOCOL.id, name))
+@pytest.mark.parametrize(("protocol_id", "name"), sorted(STORES))
+def test_the_tables_come_from_the_committed_records(protocol_id, name):
+    protocol, store = protocols.get(protocol_id), STORES[protocol_id, name]
+    cells = list(store.cells(protocol_id, name))
     first = cells[0].record
-    view = PROTOCOL.effort(first.budget, stochastic=first.card.stochastic)
-    assert not STORES[name].problems
+    view = protocol.effort(first.budget, stochastic=first.card.stochastic)
+    assert not store.problems
     assert {cell.record.spec.slug for cell in cells} == {spec.slug for spec in view.attacks}
-    assert {cell.record.protocol_hash for cell in cells} == {PROTOCOL.hash}
-    assert row(cells) in README
+    assert {cell.record.protocol_hash for cell in cells} == {protocol.hash}
+    assert row(cells, protocol) in README
 
 
 def test_the_figures_that_were_promised_of_the_undefended_classifier():
-    accuracy = {c.record.spec.slug: c.outcomes.accuracy for c in STORES["identity"].cells(PROTOCOL.id)}
+    accuracy = {c.record.spec.slug: c.outcomes.accuracy for c in STORES[QUICK.id, "identity"].cells(QUICK.id)}
     assert accuracy["clean.none"] >= 0.985
     assert accuracy["gray_box.fgsm.linf-0.3"] < 0.25
     assert accuracy["gray_box.pgd.linf-0.3"] < 0.01
