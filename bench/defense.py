@@ -119,8 +119,8 @@ class Defense(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no decoder")
 
     def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
-        """A random code for each image, as `decode` takes them, (N, ...): where a search for the image's code may start.
-        Other states of the generator give other codes. For a decoder without an encoder, such as a GAN's."""
+        """A random code for each image, as `decode` takes them, (N, ...): where a search for its code may start. Other
+        states of the generator give other codes. For a decoder without an encoder, such as a GAN's."""
         raise NotImplementedError(f"{type(self).__name__} does not say where a search for a code starts")
 
     def hurried(self) -> Defense:

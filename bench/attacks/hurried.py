@@ -1,4 +1,4 @@
-"""Auto-PGD on a defense whose purification is a search: most steps against it in a hurry, the last ones against it whole.
+"""Auto-PGD on a defense whose purification is a search: most steps ask it in a hurry, the last ones the whole of it.
 
 A search of two thousand steps at each step of an attack is more than an attacker can spend; Athalye et al. (2018,
 arXiv:1802.00420) attack such a defense through a cheaper search. What fools the hurried defense need not fool the whole

@@ -69,8 +69,8 @@ def latent_ball(
     are as in bench.attacks.apgd, but that no image leaves in the first half.
 
     With start="search" the image's own code is the one whose picture comes closest to it (`_nearest`), found by
-    `search_steps` from each of `starts` random codes, other ones in each restart. With `last_steps` all of this asks the
-    model in a hurry, and as many steps of Auto-PGD against the whole model follow, which alone says what is broken
+    `search_steps` from each of `starts` random codes, other ones in each restart. With `last_steps` all of this asks
+    the model in a hurry, and as many steps of Auto-PGD against the whole model follow, which alone says what is broken
     (bench.attacks.hurried). Raises ValueError for eps < 0, fewer than two steps, restarts < 1, learning_rate <= 0,
     another start, a search without a step or a start, last_steps < 0 or an unknown norm.
     """
