@@ -49,11 +49,11 @@ class AttackInfo:
     `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
     image leaves early, and for at least as many wrong classes as it tries. `undrawn` are those of them that ask an
     encoder, a decoder or the bare classifier by themselves, and so are sent once, however many draws a random defense
-    is asked for; `hurried` are those that ask a defense in a hurry, where it can. `fixed` are the function's arguments
-    that make this attack out of it. A `minimum_norm` attack looks for the nearest broken image, however large the ball.
-    One with a `random_part` spends part of the ball on noise, so
-    that even a linear model does not fall to all of it. One that goes `past_detector` needs a defense's slack beside
-    its logits (bench.threat.acceptance). One that `needs` optional methods of the contract is not applicable to a
+    is asked for; `hurried` are those that ask a defense in a hurry, or as a whole if it cannot. `fixed` are the
+    function's arguments that make this attack out of it. A `minimum_norm` attack looks for the nearest broken image,
+    however large the ball. One with a `random_part` spends part of the ball on noise, so that even a linear model does
+    not fall to all of it. One that goes `past_detector` needs a defense's slack beside its logits
+    (bench.threat.acceptance). One that `needs` optional methods of the contract is not applicable to a
     defense without all of them; one `through_codes` is given the encoder and the decoder beside the logits
     (bench.threat.through_codes). Of one that `may_change_class`, having no small ball, records also tell how many
     images no longer show their label (bench.class_change). One that makes `new_images` leaves the clean ones behind:
@@ -302,7 +302,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "hurried_apgd": AttackInfo(
             "bench.attacks.hurried:hurried_apgd", 1, ("linf", "l2"),
             "Auto-PGD on the margin of a defense in a hurry, the last steps on the whole one",
-            "https://arxiv.org/abs/1802.00420", cost=_hurried, hurried=_iterative(40), needs=("hurried",),
+            "https://arxiv.org/abs/1802.00420", cost=_hurried, hurried=_iterative(40),
         ),
         "fab": AttackInfo(
             "bench.attacks.fab:fab", 1, ("linf", "l2"), "Fast adaptive boundary attack (Croce and Hein 2020)",

@@ -125,7 +125,8 @@ class Defense(nn.Module, ABC):
 
     def hurried(self) -> Defense:
         """The same defense that spends less inner work on each answer: fewer steps of a search, fewer restarts. For
-        attackers who could not afford the whole at every step; nothing is scored with it.
+        attackers who could not afford the whole at every step; nothing is scored with it. A defense without it is
+        asked as a whole, which takes longer and spares it nothing.
 
         It has the same classifier and the same weights, shared or equal, and this defense stays as it is:
         `copy.copy(self)` with smaller settings is one. Its answers should be close to the whole's and its gradients

@@ -21,7 +21,7 @@ def shown(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> Lo
     info = catalog.ATTACKS[name]
     if info.through_codes:
         return flat(logits, Split(*black_and_white(shape)))
-    if "hurried" in info.needs:
+    if any(info.hurried()):
         return threat.Target(logits)
 
     def answers(images: Tensor) -> Tensor:
