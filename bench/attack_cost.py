@@ -32,6 +32,13 @@ def each_image(spec: AttackSpec, *, stochastic: bool = False) -> tuple[int, int]
     return _in_draws((forward + spec.predicts_labels, backward), info.undrawn(**params), draws)
 
 
+def hurried(spec: AttackSpec, *, stochastic: bool = False) -> tuple[int, int]:
+    """Those of `each_image` that go to a defense in a hurry, where it can."""
+    forward, backward = ATTACKS[spec.attack].hurried(**dict(spec.params))
+    draws = spec.eot(stochastic=stochastic)
+    return forward * draws, backward * draws
+
+
 def learning(spec: AttackSpec, *, stochastic: bool = False) -> tuple[int, int]:
     """The rows that an attack sends forward and backward, in every draw, before it attacks, once a cell."""
     info, params = ATTACKS[spec.attack], dict(spec.params)

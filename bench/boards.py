@@ -336,11 +336,47 @@ def _latent(dataset: str, r: _Radii) -> Protocol:
     )  # fmt: skip
 
 
+def _in_a_hurry(radii: tuple[float, ...], steps: int, last_steps: int, eot: int) -> list[AttackSpec]:
+    """Attackers of an inner search, who ask it in a hurry but for the last steps: among pixels, and among the codes of
+    a decoder with an encoder or without."""
+    params: tuple[tuple[str, Value], ...] = (("eot", eot), ("last_steps", last_steps), ("steps", steps))
+    among: tuple[tuple[str, Track], ...] = (
+        ("hurried_apgd", "white_box"), ("searched_ball", "latent"), ("latent_ball", "latent"),
+    )  # fmt: skip
+    return [
+        AttackSpec(attack, track, "linf", eps, params, route)
+        for attack, track in among
+        for eps in radii
+        for route in ROUTES[:2]
+    ]
+
+
+def _search(dataset: str, r: _Radii) -> Protocol:
+    """For defenses whose purification is an inner loop: few images, since each answer is dear, and attackers who know
+    how to go on with that."""
+    radii = tuple(r.linf[i] for i in (1, 3, 4))
+    seen = [AttackSpec("none", "clean")]
+    seen += [AttackSpec("fgsm", "gray_box", "linf", eps) for eps in radii]
+    seen += [AttackSpec("pgd", "gray_box", "linf", eps, NORMAL) for eps in radii]
+    return Protocol(
+        id=f"{dataset}-search-v1-draft", dataset=dataset, n_examples=50, linf_radii=radii, ranked=False,
+        headline_radii=tuple(eps for eps in r.hard if eps in radii),
+        purpose="Attacks on defenses that search: most steps on a cheaper search, the last ones on the whole one.",
+        attacks=(*seen, *_in_a_hurry(radii, 100, 10, 1)),
+        efforts=(
+            Effort("cheap", True, 50, (*seen, *_in_a_hurry(radii, 50, 10, 4)), 5, 10),
+            Effort("medium", True, 20, (*seen, *_in_a_hurry(radii, 40, 4, 1)), 1, 2),
+            Effort("search", True, 20, (*seen, *_in_a_hurry(radii, 40, 4, 1)), 1, 2),
+        ),
+    )  # fmt: skip
+
+
 _ALL = (
     *(_full("digits", 500, _INK, ranked=False), _quick("digits", _INK)),
     *(_full("mnist", 1000, _INK, ranked=True), _quick("mnist", _INK)),
     *(_full("fmnist", 1000, _CLOTH, ranked=True), _quick("fmnist", _CLOTH)),
     *(_latent("digits", _INK), _latent("mnist", _INK), _latent("fmnist", _CLOTH)),
+    *(_search("digits", _INK), _search("mnist", _INK), _search("fmnist", _CLOTH)),
     *(_selective("digits", _INK, quick=quick, ranked=False) for quick in (False, True)),
     *(_selective("mnist", _INK, quick=quick, ranked=True) for quick in (False, True)),
     *(_selective("fmnist", _CLOTH, quick=quick, ranked=True) for quick in (False, True)),

@@ -49,10 +49,11 @@ class AttackInfo:
     `cost` maps the attack's parameters to the rows it sends forward and backward for each image and draw: all where no
     image leaves early, and for at least as many wrong classes as it tries. `undrawn` are those of them that ask an
     encoder, a decoder or the bare classifier by themselves, and so are sent once, however many draws a random defense
-    is asked for. `fixed` are the function's arguments that make this attack out of it. A `minimum_norm` attack looks
-    for the nearest broken image, however large the ball. One with a `random_part` spends part of the ball on noise, so
-    that even a linear model does not fall to all of it. One that goes `past_detector` needs a defense's slack beside
-    its logits (bench.threat.acceptance). One that `needs` optional methods of the contract is not applicable to a
+    is asked for; `hurried` are those that ask a defense in a hurry, or as a whole if it cannot. `fixed` are the
+    function's arguments that make this attack out of it. A `minimum_norm` attack looks for the nearest broken image,
+    however large the ball. One with a `random_part` spends part of the ball on noise, so that even a linear model does
+    not fall to all of it. One that goes `past_detector` needs a defense's slack beside its logits
+    (bench.threat.acceptance). One that `needs` optional methods of the contract is not applicable to a
     defense without all of them; one `through_codes` is given the encoder and the decoder beside the logits
     (bench.threat.through_codes). Of one that `may_change_class`, having no small ball, records also tell how many
     images no longer show their label (bench.class_change). One that makes `new_images` leaves the clean ones behind:
@@ -71,6 +72,7 @@ class AttackInfo:
     paper: str
     cost: Callable[..., tuple[int, int]]
     undrawn: Callable[..., tuple[int, int]] = _nothing
+    hurried: Callable[..., tuple[int, int]] = _nothing
     fixed: Mapping[str, str] = field(default_factory=dict)
     minimum_norm: bool = False
     random_part: bool = False
@@ -113,16 +115,41 @@ def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int,
     return 1 + forward, backward
 
 
-def _through_codes(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
+def _hurried(steps: int = 40, restarts: int = 1, last_steps: int = 10, **other: object) -> tuple[int, int]:
+    """As `_iterative` in a hurry, and once more for the last steps."""
+    forward, backward = _iterative(40)(steps, restarts)
+    return forward + last_steps + 1, backward + last_steps
+
+
+def _through_codes(steps: int = 100, restarts: int = 1, last_steps: int = 0, **other: object) -> tuple[int, int]:
     """For each restart the code of the image, decoder and model at each step of the first half, both with a backward
-    pass, then the model at the start and after each step of the rest."""
+    pass, then the model at the start and after each step of the rest; and so once more for the last steps."""
     half = steps // 2
-    return restarts * (1 + 2 * half + steps - half + 1), restarts * (2 * half + steps - half)
+    forward, backward = restarts * (1 + 2 * half + steps - half + 1), restarts * (2 * half + steps - half)
+    return forward + last_steps + (last_steps > 0), backward + last_steps
+
+
+def _answers_among_codes(steps: int = 100, restarts: int = 1, last_steps: int = 0, **other: object) -> tuple[int, int]:
+    """Of `_through_codes`, where there are last steps: for each restart the model at each step of the first half, at
+    the start and after each step of the rest."""
+    return (restarts * (steps + 1), restarts * steps) if last_steps else (0, 0)
 
 
 def _codes_alone(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
     """Of `_through_codes`: for each restart the code of the image, and the decoder at each step of the first half."""
     return restarts * (1 + steps // 2), restarts * (steps // 2)
+
+
+def _with_search(cost: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+    """The same, where each restart finds the code of the image by search: in place of the encoder the decoder at every
+    step of every start, and once more without a backward pass."""
+
+    def searched(restarts: int = 1, search_steps: int = 100, starts: int = 4, **params: object) -> tuple[int, int]:
+        forward, backward = cost(restarts=restarts, **params)
+        forward += restarts * (starts * (search_steps + 1) - 1)
+        return forward, backward + restarts * starts * search_steps
+
+    return searched
 
 
 def _overpowered(steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object) -> tuple[int, int]:
@@ -272,6 +299,11 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "bench.attacks.apgd:apgd_t", 1, ("linf", "l2"), "Auto-PGD on the targeted DLR (Croce and Hein 2020)",
             "https://arxiv.org/abs/2003.01690", cost=_targeted,
         ),
+        "hurried_apgd": AttackInfo(
+            "bench.attacks.hurried:hurried_apgd", 1, ("linf", "l2"),
+            "Auto-PGD on the margin of a defense in a hurry, the last steps on the whole one",
+            "https://arxiv.org/abs/1802.00420", cost=_hurried, hurried=_iterative(40),
+        ),
         "fab": AttackInfo(
             "bench.attacks.fab:fab", 1, ("linf", "l2"), "Fast adaptive boundary attack (Croce and Hein 2020)",
             "https://arxiv.org/abs/1907.02044", cost=_boundary, minimum_norm=True,
@@ -323,7 +355,14 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),
             "A search among codes for what the decoder draws, pulled into the ball; then Auto-PGD from there",
             "https://arxiv.org/abs/1712.09196", cost=_through_codes, undrawn=_codes_alone,
-            needs=("decode", "encode"), through_codes=True,
+            needs=("decode", "encode"), through_codes=True, hurried=_answers_among_codes,
+        ),
+        "searched_ball": AttackInfo(
+            "bench.attacks.latent_ball:latent_ball", 1, ("linf", "l2"),
+            "The same through a decoder without an encoder: the code to start from is found by search",
+            "https://arxiv.org/abs/1712.09196", cost=_with_search(_through_codes), undrawn=_with_search(_codes_alone),
+            fixed={"start": "search"}, needs=("decode", "start_codes"), through_codes=True,
+            hurried=_answers_among_codes,
         ),
         "overpowered": AttackInfo(
             "bench.attacks.overpowered:overpowered", 2, (),

@@ -15,11 +15,12 @@ from functools import cache
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import classifiers, data, draws, training
+from bench import classifiers, cost, data, draws, training
 from bench.data import Dataset
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError
 from bench.guards import untouched
+from bench.isolation import Isolated
 from bench.progress import Advance, Progress
 
 Check = Callable[[type[Defense], Tensor], None]
@@ -343,6 +344,76 @@ def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
                 _expect(inside, f"{cls.__name__}.decode gave images that are not finite or leave [0, 1]")
 
 
+def check_start_codes(cls: type[Defense], images: Tensor) -> None:
+    """Random codes to start a search from are the decoder's, one for each image, and others for another seed."""
+    if not has_door(cls, "start_codes"):
+        return
+    _expect(has_door(cls, "decode"), f"{cls.__name__} has start_codes and nothing that decodes them; give it decode")
+    defense = _build(cls, images)
+    with torch.no_grad():
+        first, again, other = (
+            defense.start_codes(images, draws.generator(images.device, "check", seed)) for seed in (0, 0, 1)
+        )
+        decoded = defense.decode(first)
+    sound = len(first) == len(images) and bool(first.isfinite().all())
+    _expect(sound, f"{cls.__name__}.start_codes returned {tuple(first.shape)}, expected ({len(images)}, ...), finite")
+    _expect(
+        torch.equal(first, again) and not torch.equal(first, other),
+        f"{cls.__name__}.start_codes must follow from the generator alone; pass it to every random call",
+    )
+    _expect(
+        decoded.shape == images.shape and bool(decoded.isfinite().all()),
+        f"{cls.__name__}.decode(start_codes) is {tuple(decoded.shape)}, expected {tuple(images.shape)}, all finite",
+    )
+
+
+def check_hurried(cls: type[Defense], images: Tensor) -> None:
+    """In a hurry a defense has the same classifier and weights, works no more, keeps the contract, and stays itself."""
+    if not has_door(cls, "hurried"):
+        return
+    defense = _build(cls, images)
+    before, first = training.weights_hash(defense), _logits(defense, images)
+    quick = defense.hurried()
+    _expect(isinstance(quick, Defense), f"{cls.__name__}.hurried returned {type(quick).__name__}, expected a Defense")
+    _expect(
+        quick.classifier is defense.classifier and training.weights_hash(quick) == before,
+        f"{cls.__name__}.hurried has another classifier or other weights; return copy.copy(self) with less to do",
+    )
+    _expect(
+        quick.stochastic == defense.stochastic,
+        f"{cls.__name__}.hurried is stochastic = {quick.stochastic}, unlike the whole; make it so",
+    )
+    answers, again, purified = _logits(quick, images), _logits(quick, images), _purify(quick, images)
+    sound = answers.shape == first.shape and bool(answers.isfinite().all()) and purified.shape == images.shape
+    _expect(
+        sound and bool(((purified >= 0) & (purified <= 1)).all()),
+        f"{cls.__name__}.hurried answers {tuple(answers.shape)} for {tuple(first.shape)}, or leaves [0, 1] or is not "
+        "finite; it must keep the contract",
+    )
+    _expect(torch.equal(answers, again), f"{cls.__name__}.hurried differs between two calls with the same generator")
+    door = quick.logits if cls.differentiable else quick.surrogate_logits
+    _, reaches = _differentiated(door, images)
+    _expect(reaches, f"{cls.__name__}.hurried has no finite, nonzero gradient; it must lead where the whole's does")
+    _expect(
+        training.weights_hash(defense) == before and torch.equal(_logits(defense, images), first),
+        f"{cls.__name__}.hurried changed the defense that it was made of; set nothing on self",
+    )
+    few = images[:4]
+    whole_units, units = _units(defense, few), _units(quick, few)
+    _expect(
+        units <= whole_units,
+        f"{cls.__name__}.hurried costs {units:.4g} forward and backward passes an image, the whole {whole_units:.4g}; "
+        "it must spend less",
+    )
+
+
+def _units(defense: Defense, images: Tensor) -> float:
+    """What a purification costs, counted where it happens."""
+    if isinstance(defense, Isolated):
+        return defense.units(images)
+    return cost.purification_units(defense, defense.classifier, images)
+
+
 def _differentiated(door: Callable[[Tensor, Generator], Tensor], images: Tensor) -> tuple[Tensor, bool]:
     """What a door says of `images`, and whether its gradient is finite and reaches each of them."""
     attacked = images.clone().requires_grad_()
@@ -426,6 +497,8 @@ ALL: tuple[Check, ...] = (
     check_fit_learns,
     check_weights_hold_what_fit_learned,
     check_latent_doors,
+    check_start_codes,
+    check_hurried,
     check_rejection_score,
     check_class_scores,
 )

@@ -43,8 +43,8 @@ class Defense(nn.Module, ABC):
     """A purifier in front of a classifier.
 
     Subclasses give the facts below and `purify`; the rest has defaults. A door that a defense does not have
-    (`encode`, `posterior`, `decode`, `rejection_score`, `class_scores`) raises NotImplementedError and is "not
-    applicable".
+    (`encode`, `posterior`, `decode`, `start_codes`, `hurried`, `rejection_score`, `class_scores`) raises
+    NotImplementedError and is "not applicable".
     """
 
     title: ClassVar[str]  # for people: "Defense-GAN"
@@ -117,6 +117,21 @@ class Defense(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images from codes; contains the quantizer where there is one."""
         raise NotImplementedError(f"{type(self).__name__} has no decoder")
+
+    def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
+        """A random code for each image, as `decode` takes them, (N, ...): where a search for its code may start. Other
+        states of the generator give other codes. For a decoder without an encoder, such as a GAN's."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where a search for a code starts")
+
+    def hurried(self) -> Defense:
+        """The same defense that spends less inner work on each answer: fewer steps of a search, fewer restarts. For
+        attackers who could not afford the whole at every step; nothing is scored with it. A defense without it is
+        asked as a whole, which takes longer and spares it nothing.
+
+        It has the same classifier and the same weights, shared or equal, and this defense stays as it is:
+        `copy.copy(self)` with smaller settings is one. Its answers should be close to the whole's and its gradients
+        lead where theirs do: one that hides a gradient only makes the defense look better than it is."""
+        raise NotImplementedError(f"{type(self).__name__} cannot hurry")
 
     def facts(self, clean: Tensor, attacked: Tensor, correct: Tensor) -> Mapping[str, Fact]:
         """What each record tells of this defense alone: numbers, or tuples of them, by name; nothing unless overridden.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from bench import sources as origins
 from bench.attacking import images_key
 from bench.auxiliary import answers_key
 from bench.cache import ChunkCache
+from bench.catalog import ATTACKS
+from bench.defense import has_door
 from bench.guards import untouched
 from bench.work import Examples, Subject, Work
 
@@ -32,6 +35,7 @@ def expected_seconds(
     probe = examples.clean.images[next(examples.chunks())]
     attacking = _gradient_seconds(works[0].subject.attacked, probe) / len(probe)
     purifying: dict[str, float] = {}
+    in_a_hurry: dict[str, float] = {}
     done: set[tuple[object, ...]] = set()
     for work in works:
         subject, spec, source = work.subject, work.spec, work.source
@@ -43,9 +47,14 @@ def expected_seconds(
         ahead, back = attack_cost.learning(spec, stochastic=stochastic)
         n = int(work.wanted.sum())
         if spec.knows_defense:  # through the defense: its backward pass takes about twice its forward pass
-            passes = 3 * backward or forward
-            seconds = purifying[subject.name] * passes * n
-            seconds *= 1 if stochastic else EARLY
+            alone_ahead, alone_back = ATTACKS[spec.attack].undrawn(**dict(spec.params))  # a decoder, say, by itself
+            quick_ahead, quick_back = attack_cost.hurried(spec, stochastic=stochastic)
+            if quick_ahead and subject.name not in in_a_hurry:
+                in_a_hurry[subject.name] = _hurried_seconds(subject, probe) / len(probe)
+            passes = 3 * (backward - alone_back - quick_back) or forward - alone_ahead - quick_ahead
+            each = purifying[subject.name] * passes + attacking * (alone_back or alone_ahead)
+            each += in_a_hurry.get(subject.name, 0.0) * (3 * quick_back or quick_ahead)
+            seconds = each * n * (1 if stochastic else EARLY)
             seconds += purifying[subject.name] * (3 * back or ahead)
         elif spec.imitates_defense:
             seconds = attacking * backward * n
@@ -88,6 +97,16 @@ def _purify_seconds(subject: Subject, probe: Tensor) -> float:
         with untouched(subject.defense.classifier):
             return _seconds(purify, probe.device)
     except (Exception, SystemExit):  # it will fail in its cells, and be recorded there
+        return 0.0
+
+
+def _hurried_seconds(subject: Subject, probe: Tensor) -> float:
+    """As `_purify_seconds`, in a hurry where the defense can."""
+    if not has_door(subject.cls, "hurried"):
+        return _purify_seconds(subject, probe)
+    try:
+        return _purify_seconds(replace(subject, defense=subject.defense.hurried()), probe)
+    except (Exception, SystemExit):
         return 0.0
 
 

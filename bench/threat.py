@@ -8,6 +8,9 @@ in the gradient they use; every route is run whatever a defense declares, since 
   (Athalye et al. 2018, arXiv:1802.00420);
 - surrogate: the true value with the gradient of a small autoencoder that the harness trained to imitate `purify`.
 
+Attackers who could not afford an inner search at every step may ask the defense in a hurry (Defense.hurried), along the
+same route; what they find is scored on the whole one.
+
 through_codes: white box, and the encoder and the decoder of the defense by themselves, so that the attacker may search
 among codes instead of pixels.
 
@@ -16,6 +19,7 @@ score_only: the attacker may ask the whole defense for its logits and knows noth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -37,13 +41,24 @@ class Target:
     the units of its cost.
     """
 
-    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, logits: Callable[[Tensor], Tensor], in_a_hurry: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self._logits = logits
+        self._in_a_hurry = in_a_hurry or logits
         self.forward_rows = 0
         self.backward_rows = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        logits = self._logits(images.clone())
+        return self._answered(self._logits, images)
+
+    def hurried(self, images: Tensor) -> Tensor:
+        """Logits of the same model in a hurry, of the same shape; its rows count as any other. What cannot hurry is
+        asked as a whole."""
+        return self._answered(self._in_a_hurry, images)
+
+    def _answered(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        logits = model(images.clone())
         self.forward_rows += logits.shape[:-1].numel()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
@@ -68,8 +83,12 @@ def white_box(
     of the call, so an attack is repeatable and never sees the draws that score it. `surrogate` maps images to purified
     ones and is needed for the route of that name. Raises BenchError for an unknown route.
     """
-    door = _door(defense, route, "white-box route", surrogate=_imitated(defense, surrogate))
-    return Target(_folded(defense, door, eot, seed_parts))
+
+    def answers(asked: Defense) -> Door:
+        return _door(asked, route, "white-box route", surrogate=_imitated(asked, surrogate))
+
+    whole = _folded(defense, answers(defense), eot, seed_parts)
+    return Target(whole, _in_a_hurry(defense, answers, eot, seed_parts))
 
 
 def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
@@ -119,8 +138,14 @@ class Codes(Target):
     them would flatter the defense. Images beyond [0, 1] are clipped.
     """
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], defense: Defense, known: Split) -> None:
-        super().__init__(logits)
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        defense: Defense,
+        known: Split,
+        in_a_hurry: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(logits, in_a_hurry)
         self._defense = defense
         self.known_images, self.known_labels = known.images, known.labels
 
@@ -140,6 +165,17 @@ class Codes(Target):
         mean, log_variance = self._defense.posterior(images.clone())
         mean = _sound(mean, "posterior", len(images))
         return self._counted(mean), _sound(log_variance, "posterior", len(images), mean.shape[1:])
+
+    def start_codes(self, images: Tensor, starts: int, noise: draws.ImageDraws) -> Tensor:
+        """So many random codes for each image, (N, starts, ...), an image's own: they depend on no other."""
+        found = []
+        asked = images if len(images) else images.new_zeros(1, *images.shape[1:])  # one shows the shape of a code
+        own = noise.uniform(1).flatten().tolist() or [0.0]
+        for image, number in zip(asked, own, strict=True):
+            generator = draws.generator(images.device, "start codes", number)
+            codes = self._defense.start_codes(image.expand(starts, *image.shape).clone(), generator)
+            found.append(_sound(codes, "start_codes", starts))
+        return torch.stack(found)[: len(images)]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) from codes."""
@@ -171,8 +207,12 @@ def _sound(found: Tensor, door: str, rows: int, shape: torch.Size | None = None)
 def through_codes(defense: Defense, route: str, *, eot: int, seed_parts: tuple[object, ...], known: Split) -> Codes:
     """The defense as `white_box` gives it, along `route` "autograd" or "bpda", and its encoder and decoder beside;
     `known` are images of the same data, none of them attacked here. Raises BenchError for another route."""
-    door = _door(defense, route, "route through codes")
-    return Codes(_folded(defense, door, eot, seed_parts), defense, known)
+
+    def answers(asked: Defense) -> Door:
+        return _door(asked, route, "route through codes")
+
+    whole = _folded(defense, answers(defense), eot, seed_parts)
+    return Codes(whole, defense, known, _in_a_hurry(defense, answers, eot, seed_parts))
 
 
 def score_only(defense: Defense, *, eot: int, seed_parts: tuple[object, ...]) -> Target:
@@ -221,6 +261,22 @@ def _folded(defense: Defense, door: Door, eot: int, seed_parts: tuple[object, ..
         return folded.view(eot, len(images), -1)
 
     return logits
+
+
+def _in_a_hurry(
+    defense: Defense, answers: Callable[[Defense], Door], eot: int, seed_parts: tuple[object, ...]
+) -> Callable[[Tensor], Tensor] | None:
+    """The logits behind the same door of the defense in a hurry, which is made when it is first asked; None for one
+    that cannot hurry."""
+    if not has_door(defense, "hurried"):
+        return None
+
+    @functools.cache
+    def made() -> Callable[[Tensor], Tensor]:
+        quick = defense.hurried()
+        return _folded(quick, answers(quick), eot, (*seed_parts, "in a hurry"))
+
+    return lambda images: made()(images)
 
 
 def _imitated(defense: Defense, surrogate: nn.Module | None) -> Door:

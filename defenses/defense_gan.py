@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -111,6 +113,20 @@ class DefenseGAN(Defense):
     def before(self, starts: Tensor, found: Found) -> tuple[Tensor, Tensor]:
         """Codes and velocities, (N, latent) each, of the best restarts, `unrolled` moves before their end."""
         return found.tail
+
+    def hurried(self) -> DefenseGAN:
+        """Half the steps from a fifth of the starts, 100 from 2 for the paper's 200 from 10, with the gradient of as
+        many last moves. A shorter search, such as 25 steps from 1 start, often ends at another image than the whole."""
+        found = copy.copy(self)
+        found.descent = replace(self.descent, steps=max(self.descent.steps // 2, 1))
+        found.restarts = max(self.restarts // 5, 1)
+        found.unrolled = min(self.unrolled, found.descent.steps - 1)
+        return found
+
+    def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
+        """Codes as those from which the searches start, (N, latent)."""
+        drawn = torch.randn(len(images), self.gan.latent, generator=generator, device=images.device)
+        return math.sqrt(self.start_variance) * drawn
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images from codes (N, latent)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -127,6 +128,12 @@ class Diffusion(Defense):
     def approximate(self, images: Tensor, generator: Generator) -> Tensor:
         """The end of a shorter denoising from the same noise, not clipped."""
         return self._denoised(images, generator, self.surrogate_steps, clip=False)
+
+    def hurried(self) -> Diffusion:
+        """Half of the denoising steps, at most 10 and no fewer than BPDA's, over the same levels of noise."""
+        found = copy.copy(self)
+        found.denoising_steps = max(min(self.denoising_steps // 2, 10), self.surrogate_steps)
+        return found
 
     def _denoised(self, images: Tensor, generator: Generator, steps: int, clip: bool = True) -> Tensor:
         levels = [self.noise_level * left // steps - 1 for left in range(steps, 0, -1)]

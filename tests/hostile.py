@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import random
@@ -70,6 +71,34 @@ class Tells(Hostile):
             "moved": (attacked - clean).abs().mean() * self.weight, "right": tuple(correct.tolist()),
             "drawn": drawn, "asked": len(ASKED), "nothing": float("nan"),
         }  # fmt: skip
+
+
+class Hurries(Hostile):
+    """Dims images ten times, in a hurry once, unless its act is another; draws codes."""
+
+    times = 10
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        for _ in range(self.times):
+            images = 0.9 * images * self.weight
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.sigmoid().view(-1, 1, 28, 28)
+
+    def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
+        return torch.randn(len(images), 784, generator=generator)
+
+    def hurried(self) -> Hostile:
+        if self.act == "raise":
+            raise RuntimeError("no time")
+        if self.act == "os._exit":
+            os._exit(3)
+        if self.act == "number":
+            return 3  # type: ignore[return-value]
+        found = copy.deepcopy(self) if self.act == "other classifier" else copy.copy(self)
+        found.times = 1
+        return found
 
 
 ASKED: list[Tensor] = []

@@ -16,11 +16,13 @@ from bench.defense import Defense
 
 def shown(name: str, logits: Logits, shape: tuple[int, ...] = (1, 28, 28)) -> Logits:
     """What the attack `name` is given of a model that accepts every image: its logits, and beside them, for one that
-    goes past a detector, a slack, for one that aims at a class, how unlikely each is, and for one that searches among
-    codes, an encoder, a decoder and known images of `shape`."""
+    goes past a detector, a slack, for one that aims at a class, how unlikely each is, for one that asks in a hurry, the
+    same logits again, and for one that searches among codes, an encoder, a decoder and known images of `shape`."""
     info = catalog.ATTACKS[name]
     if info.through_codes:
         return flat(logits, Split(*black_and_white(shape)))
+    if any(info.hurried()):
+        return threat.Target(logits)
 
     def answers(images: Tensor) -> Tensor:
         found = logits(images)
@@ -73,6 +75,10 @@ class Flat(Defense):
     def encode(self, images: Tensor) -> Tensor:
         self.shape = images.shape[1:]
         return images.flatten(1) - 0.5
+
+    def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
+        self.shape = images.shape[1:]
+        return (0.3 * torch.randn(len(images), images[0].numel(), generator=generator)).to(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         free = (latents + 0.5).view(-1, *self.shape)

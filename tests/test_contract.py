@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import linecache
 import re
@@ -312,6 +313,78 @@ class OddLatents(Honest):
         return latents[:, None, None, :]
 
 
+class OneStartCode(OddLatents):
+    """Draws the same code whatever the generator says."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.view(-1, 1, 28, 28)
+
+    def start_codes(self, images: Tensor, generator: Generator) -> Tensor:
+        return torch.zeros(len(images), 784)
+
+
+class InAHurry(Honest):
+    """Hurries in some way that is none."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.gain, self.work = nn.Parameter(torch.full((1,), 0.9)), 4
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        for _ in range(self.work):
+            images = self.gain * images + 0.05
+        return images.clamp(0, 1)
+
+    def hurried(self) -> Defense:
+        found = copy.copy(self)
+        found.work = 2
+        return found
+
+
+class HurriesWithOtherWeights(InAHurry):
+    """Shows attackers another defense."""
+
+    def hurried(self) -> Defense:
+        found = copy.deepcopy(self)
+        found.gain = nn.Parameter(torch.full((1,), 0.1))
+        return found
+
+
+class HurriesItself(InAHurry):
+    """Is in a hurry from then on."""
+
+    def hurried(self) -> Defense:
+        self.work = 1
+        return self
+
+
+class HurriesSlowly(InAHurry):
+    """Works more for attackers than for anybody."""
+
+    def hurried(self) -> Defense:
+        found = copy.copy(self)
+        found.work = 9
+        return found
+
+
+class HurriesBlindly(InAHurry):
+    """Shows attackers no gradient."""
+
+    def hurried(self) -> Defense:
+        found = copy.copy(self)
+        found.purify = lambda images, generator: images.detach()
+        return found
+
+
+class HurriesOutOfRange(InAHurry):
+    """Leaves [0, 1] in a hurry."""
+
+    def hurried(self) -> Defense:
+        found = copy.copy(self)
+        found.purify = lambda images, generator: 2 * images
+        return found
+
+
 class SelectiveInName(Honest):
     """Says it refuses, and cannot."""
 
@@ -356,6 +429,10 @@ class ScoresOfOneClass(ScoresThatBoundNothing):
         return self.rejection_score(images, generator)
 
 
+def test_a_defense_that_hurries_honestly_has_no_finding():
+    assert [finding for finding in checks.run(InAHurry) if finding.problem] == []
+
+
 SHELF = [
     (Nameless, "facts", "title"),
     (NoLink, "facts", "expected a link"),
@@ -387,6 +464,12 @@ SHELF = [
     (NoWeights, "fit_learns", "no weights"),
     (PlainAttribute, "weights_hold_what_fit_learned", "register_buffer"),
     (OddLatents, "latent_doors", r"decode\(encode\(images\)\)"),
+    (OneStartCode, "start_codes", "follow from the generator"),
+    (HurriesWithOtherWeights, "hurried", "other weights"),
+    (HurriesItself, "hurried", "set nothing on self"),
+    (HurriesSlowly, "hurried", "must spend less"),
+    (HurriesBlindly, "hurried", "no finite, nonzero gradient"),
+    (HurriesOutOfRange, "hurried", r"leaves \[0, 1\]"),
     (SelectiveInName, "rejection_score", "go together"),
     (ScoreWithoutGradient, "rejection_score", "no finite, nonzero gradient"),
     (ThresholdFromTestImages, "fit_learns", "not finite"),

@@ -249,6 +249,36 @@ def test_the_short_search_is_a_tenth():
     assert (whole.descent.learning_rate, whole.descent.momentum, whole.start_variance) == (10, 0.7, 1 / 128)
 
 
+def test_in_a_hurry_it_searches_a_tenth_with_the_same_weights():
+    whole = build(search_steps=200, restarts=10, unrolled=10)
+    quick = whole.hurried()
+    assert (quick.descent.steps, quick.restarts, quick.unrolled) == (100, 2, 10)
+    assert (whole.descent.steps, whole.restarts) == (200, 10)
+    assert quick.gan is whole.gan and quick.classifier is whole.classifier
+    short = build(DefenseGANShort, search_steps=100, restarts=2).hurried()
+    assert (short.descent.steps, short.restarts) == (50, 1)
+    images = noise()
+    as_built = build(search_steps=100, restarts=2, unrolled=10)
+    as_built.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        assert torch.equal(quick.purify(images, seeded()), as_built.purify(images, seeded()))
+
+
+def test_the_encoder_start_differentiates_all_of_its_shorter_search():
+    quick = build(DefenseGANEncoder, search_steps=9).hurried()
+    assert (quick.descent.steps, quick.restarts, quick.unrolled) == (4, 1, 3)
+    images = noise()
+    with torch.no_grad():
+        quiet = quick.purify(images, seeded())
+        again = replay(quick.decode, images, quick.before(quick.starts(images, seeded()), None), quick.descent, 3)
+    assert torch.allclose(again, quiet, atol=1e-6)
+
+
+def test_codes_to_start_from_are_those_of_the_search():
+    codes = build(latent=128).start_codes(noise(200), seeded())
+    assert codes.shape == (200, 128) and float(codes.var()) == pytest.approx(1 / 128, rel=0.03)
+
+
 def test_senseless_searches_are_refused():
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         build(search_steps=0)

@@ -127,6 +127,16 @@ def test_steps_computed_again_on_the_way_back_give_the_gradient_of_the_value(mon
     assert torch.equal(purified, defense.purify(images, generator(1)))  # without a gradient, the same
 
 
+def test_in_a_hurry_it_denoises_in_half_of_the_steps_and_at_most_ten():
+    for steps, hurried in ((100, 10), (20, 10), (10, 5), (6, 5), (5, 5)):
+        whole = build(denoising_steps=steps)
+        quick = whole.hurried()
+        assert (quick.denoising_steps, whole.denoising_steps, quick.net) == (hurried, steps, whole.net)
+    images, built = torch.rand(2, 1, 28, 28, generator=generator(1)), build(denoising_steps=5)
+    with torch.no_grad():
+        assert torch.equal(quick.purify(images, generator()), built.purify(images, generator()))
+
+
 def test_the_surrogate_starts_from_the_same_noise():
     """One step of both, nothing clipped: the same image."""
     defense = with_best_guess(0.0, 0.2, noise_level=60, denoising_steps=1, surrogate_steps=1)

@@ -62,6 +62,13 @@ def tells():
     cls.channel.close()
 
 
+@pytest.fixture(scope="module")
+def hurries():
+    cls = isolated("hurries", "hostile:Hurries", path=[HERE], limits=LIMITS)
+    yield cls
+    cls.channel.close()
+
+
 def images(n=4):
     return checks.sixteen_digits()[:n]
 
@@ -179,6 +186,43 @@ def test_facts_that_are_none_are_left_out_and_harm_no_cell(act, said, tells, cla
     found = facts(defense, images(16), images(16), torch.arange(16) % 3, torch.ones(16), listening)
     assert set(found) == {"silhouette", "codes_moved", "codes_astray"} and len(heard) == 1 and said in heard[0]
     assert torch.equal(purify(tells(classifier)), before) and tells.channel.failures == 0
+
+
+def test_a_hurried_form_answers_and_draws_codes_as_in_process(hurries, classifier):
+    here, there = hostile.Hurries(classifier).eval(), hurries(classifier).eval()
+    for defense in (here, there):
+        defense.load_state_dict({"weight": torch.full((1,), 0.95)})
+    found = []
+    for defense in (here, there):
+        attacked, target = images().requires_grad_(), threat.white_box(defense, "autograd", eot=1, seed_parts=())
+        logits = target.hurried(attacked)
+        found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), attacked), target(images())))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], found[0][2])
+    codes = [defense.start_codes(images(), draws.generator("cpu", "x")) for defense in (here, there)]
+    assert torch.equal(*codes) and torch.equal(here.decode(codes[0]), there.decode(codes[1]))
+    assert torch.equal(purify(there.hurried()), purify(here.hurried()))
+
+
+def test_the_contract_of_a_hurry_is_proved_through_the_seam(hurries):
+    checks.check_hurried(hurries, images(16))
+    checks.check_start_codes(hurries, images(16))
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        ("raise", "RuntimeError: no time"), ("os._exit", "ended itself with status 3"),
+        ("number", "hurried returned int, expected a Defense"), ("other classifier", "brought another classifier"),
+    ],
+)  # fmt: skip
+def test_a_hurry_that_is_none_is_an_error_of_the_child(act, says, hurries, classifier):
+    defense, other = hurries(classifier, act=act), hurries(classifier)
+    other.load_state_dict({"weight": torch.full((1,), 0.95)})
+    quick, before = other.hurried(), purify(other.hurried())
+    with pytest.raises(ChildError, match=says):
+        defense.hurried()
+    assert torch.equal(purify(quick), before), "made again where the child has ended, with the weights of its whole"
 
 
 # ---------------------------------------------------------------------------------------------- the gallery

@@ -30,14 +30,22 @@ from bench.errors import unknown
 Logits = Callable[[Tensor], Tensor]
 
 
-class ThroughCodes(Protocol):
+class Hurrying(Protocol):
+    """A model that also answers in a hurry, with less inner work, which is not what images are scored on
+    (bench.threat.Target)."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of the whole defense, (N, K), or (draws, N, K) for a random one."""
+
+    def hurried(self, images: Tensor) -> Tensor:
+        """Logits of the defense in a hurry, of the same shape."""
+
+
+class ThroughCodes(Hurrying, Protocol):
     """A model whose encoder and decoder the attacker uses, beside its logits (bench.threat.through_codes)."""
 
     known_images: Tensor  # (M, C, H, W), images that the attacker has, of the data the defense was made for
     known_labels: Tensor  # int64 (M,)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits of the whole defense, (N, K), or (draws, N, K) for a random one."""
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits of the classifier behind the defense alone, (N, K)."""
@@ -47,6 +55,9 @@ class ThroughCodes(Protocol):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and log-variance of the codes, each (N, D); None for a model without."""
+
+    def start_codes(self, images: Tensor, starts: int, noise: ImageDraws) -> Tensor:
+        """So many random codes for each image, (N, starts, ...)."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] from codes (N, ...)."""
@@ -282,6 +293,24 @@ def better_of(first: Attacked, second: Attacked) -> Attacked:
         blocked,
         looks,
         {name: torch.where(take, second.told[name], values) for name, values in first.told.items()},
+    )
+
+
+def followed(first: Attacked, second: Attacked) -> Attacked:
+    """Two attacks in a row, where the second went on from the images of the first and alone saw what is scored: images
+    and `broken` are its own, and an image that it never saw broken has no step of success."""
+    after = torch.where(first.step_of_success >= 0, first.step_of_success, second.step_of_success + len(first.losses))
+    blocked, looks = second.blocked, second.looks
+    if first.blocked is not None and first.looks is not None and blocked is not None and looks is not None:
+        blocked = (first.blocked * first.looks + blocked * looks) / (first.looks + looks).clamp(min=1)
+        looks = first.looks + looks
+    return Attacked(
+        second.images,
+        torch.cat([first.losses, second.losses]),
+        torch.where(second.step_of_success >= 0, after, -1),
+        second.broken,
+        blocked,
+        looks,
     )
 
 

@@ -129,9 +129,11 @@ def ascend(
     loss: losses.Loss,
     steps: int,
     stop_when_broken: bool,
+    first_step: float = 2.0,
 ) -> Attacked:
     """One run of algorithm 1 from `start` (N, C, H, W) in the ball around `images`, towards the classes `target` (N,)
-    where the loss is a targeted one."""
+    where the loss is a targeted one. The first step is `first_step` times eps long: 2 crosses the ball, and who goes on
+    from a good place takes less."""
     n, device = len(images), images.device
     everyone, watch = torch.arange(n, device=device), Watch(images)
     seen = look(logits, start, labels, loss, target=target)
@@ -145,7 +147,7 @@ def ascend(
         current=start, previous=start, gradient=seen.gradient, loss=seen.loss,
         top=seen.loss, top_images=start, top_gradient=seen.gradient,
         kept=start, kept_loss=seen.loss, kept_broken=seen.broken & seen.certain,
-        step_size=torch.full_like(seen.loss, 2 * eps), raised=torch.zeros_like(seen.loss),
+        step_size=torch.full_like(seen.loss, first_step * eps), raised=torch.zeros_like(seen.loss),
         halved=torch.ones_like(seen.broken), checked_top=seen.loss,
     )  # fmt: skip
     checked_at, windows = 0, _windows(steps)

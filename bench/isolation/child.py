@@ -30,8 +30,8 @@ from bench.isolation.wire import Message
 from bench.plugins import settings_kept
 from bench.progress import Advance, Progress
 
-DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "rejection_score",
-         "class_scores", "facts")  # fmt: skip
+DOORS = ("fit", "logits", "approximate", "surrogate_logits", "encode", "posterior", "decode", "start_codes", "hurried",
+         "rejection_score", "class_scores", "facts")  # fmt: skip
 FACTS = ("title", "paper", "year", "kind", "stochastic", "differentiable", "per_classifier", "trained_on", "version")
 
 
@@ -106,6 +106,17 @@ class Child:
         mine = [name for name, parameter in built.named_parameters() if id(parameter) in shared]
         return Message({"own_classifier": built.classifier is not net, "shared": mine, **self._state_header(built)},
                        self._state(built))  # fmt: skip
+
+    def on_hurry(self, request: Message) -> Message:
+        """Make the hurried form of an instance."""
+        header = request.header
+        defense, net = self.instances[header["id"]]
+        with self._seeded(header["seed"]):
+            found: Any = defense.hurried()
+        if not isinstance(found, Defense):
+            raise TypeError(f"hurried returned {type(found).__name__}, expected a Defense")
+        self.instances[header["as"]] = (found, net)
+        return Message({"same_classifier": found.classifier is defense.classifier})
 
     def on_call(self, request: Message) -> Message:
         """Go through a door of an instance, and keep the graph where the parent asked for one."""
