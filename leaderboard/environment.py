@@ -11,8 +11,8 @@ from markupsafe import Markup
 from bench import papers
 from bench.protocol import BUDGETS, THRESHOLDS
 from bench.verdicts import RULES
-from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, told, views
-from leaderboard.figures import Chart
+from leaderboard import best_known, codes, commands, drawings, facets, formats, refusals, sentences, told, views
+from leaderboard.figures import Chart, Map
 from leaderboard.tables import ATTACKED, BASELINE, Board
 
 HERE = Path(__file__).parent
@@ -47,9 +47,9 @@ def environment() -> Environment:
     return made
 
 
-def _drawn(chart: Chart) -> Markup:
-    """A chart's SVG, the only text that reaches a page unescaped: figures.py puts no text of a record into it."""
-    return Markup(chart.svg)
+def _drawn(chart: Chart | Map) -> Markup:
+    """A figure's SVG, the only text that reaches a page unescaped: drawing.py puts no text of a record into it."""
+    return Markup(drawings.svg(chart))
 
 
 def repeats_paper(board: Board) -> bool:

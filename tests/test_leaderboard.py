@@ -23,7 +23,7 @@ from bench.evidence import Level, Verdict
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
 from bench.verdicts import RULES
-from leaderboard import bundle, facets, figures, formats, gather, pictures, tables, views
+from leaderboard import bundle, drawing, drawings, facets, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported
 from leaderboard.tables import Estimate
@@ -64,11 +64,41 @@ def test_same_records_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> N
         out = tmp_path / place / "site"
         build([store], out)
         first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        figures._chart.cache_clear()  # draw everything again
+        (out / drawings.FILE).unlink()  # draw everything again
         build([store], out)
         assert first == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         sites.append({path.relative_to(out): data for path, data in first.items()})
     assert sites[0] == sites[1]
+
+
+def test_a_second_build_draws_nothing_that_did_not_change(
+    tiny: Protocol, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw = drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda what: (drawn.append(what.name), draw(what))[1])
+    tiny_cells(store, "kmeans", [[1] * 10, [1] * 5 + [0] * 5, [0] * 10])
+    tiny_cells(store, "identity", [[1] * 10, [0] * 10, [0] * 10])
+
+    def built() -> dict[str, bytes]:
+        drawn.clear()
+        build([store], tmp_path / "site")
+        return {path.name: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+
+    first = built()
+    assert len(drawn) >= 3  # the board's, and one of each defense
+    assert built() == first and not drawn
+    torn = tmp_path / "site" / drawings.FILE
+    for content in (torn.read_bytes()[:-1], b"", b"\0" * 40):
+        torn.write_bytes(content)
+        assert built() == first and len(drawn) >= 3
+    monkeypatch.setattr(drawings, "_code", lambda: "another version")
+    built()
+    assert len(drawn) >= 3
+    tiny_cells(store, "kmeans", [[1] * 10, [1] * 7 + [0] * 3, [0] * 10])
+    changed = built()
+    assert len(drawn) == 2  # the board's and that of kmeans
+    assert changed["kmeans.html"] != first["kmeans.html"]
 
 
 def test_numbers_equal_those_counted_by_hand(tiny: Protocol, store: Store, tmp_path: Path) -> None:
