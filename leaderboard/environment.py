@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,7 +22,7 @@ _FILTERS = (
     formats.signed_range, formats.points, formats.points_range, formats.p_value, formats.radius,
     formats.thousands, formats.words, formats.parameters,
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
-    formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
+    formats.attack_name, formats.dataset_name, formats.norm_name, formats.strength, formats.knowledge, formats.compact,
     formats.duration, formats.brief, formats.tick, formats.ratio, formats.file_size,
     formats.units, formats.level, formats.clash_name,
     views.attack_groups, views.sparkline,
@@ -42,7 +43,7 @@ def environment() -> Environment:
     made.filters |= {"drawn": _drawn, "repeats_paper": repeats_paper, "protocol_facts": views.facts}
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,
-        "command": commands.whole, "thresholds_meaning": THRESHOLDS,
+        "command": commands.whole, "project_url": project_url, "thresholds_meaning": THRESHOLDS,
     }  # fmt: skip
     return made
 
@@ -50,6 +51,17 @@ def environment() -> Environment:
 def _drawn(chart: Chart | Map) -> Markup:
     """A figure's SVG, the only text that reaches a page unescaped: drawing.py puts no text of a record into it."""
     return Markup(drawings.svg(chart))
+
+
+def project_url() -> str:
+    """Where the installed package says that its code lies; empty where it does not say."""
+    try:
+        named = metadata.metadata("purifybench").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    addresses = {name.strip().lower(): address.strip() for name, _, address in (one.partition(",") for one in named)}
+    chosen = (addresses[name] for name in ("issues", "repository", "source", "homepage") if name in addresses)
+    return formats.web_link(next(chosen, ""))
 
 
 def repeats_paper(board: Board) -> bool:
