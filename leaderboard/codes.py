@@ -42,6 +42,7 @@ class Bar:
     is drawn."""
 
     name: str
+    start: int  # per cent of the bits
     images: int
     right: Estimate | None
     x: float
@@ -137,9 +138,6 @@ def _bars(record: Record) -> tuple[Bar, ...]:
         name = f"{BIN * place} % or more" if place == last else f"{BIN * place}–{BIN * (place + 1)} %"
         stays = Estimate(kept / count, *statistics.wilson(kept, int(count)), int(count)) if count else None
         height = round((BASE - TOP) * count / most, 1)
-        bars.append(
-            Bar(
-                name, int(count), stays, round(place * step + 2, 1), round(BASE - height, 1), round(step - 4, 1), height
-            )
-        )
+        box = (round(place * step + 2, 1), round(BASE - height, 1), round(step - 4, 1), height)
+        bars.append(Bar(name, BIN * place, int(count), stays, *box))
     return tuple(bars)
