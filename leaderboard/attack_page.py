@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
@@ -75,20 +76,23 @@ def attack_pages(boards: Sequence[Board]) -> list[AttackPage]:
     ]
 
 
-def defaults(info: AttackInfo | None) -> Mapping[str, object]:
-    """The keyword arguments of an attack's function that have a default, and those that make this attack out of it.
-
-    Read from the source, a sum as it is written there: an import would wait for torch."""
-    if info is None:
-        return {}
-    module, _, name = info.function.partition(":")
+@lru_cache(maxsize=256)
+def _read(function: str) -> Mapping[str, object]:
+    module, _, name = function.partition(":")
     source = Path(bench.__file__).parent.parent / f"{module.replace('.', '/')}.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
         if isinstance(node, ast.FunctionDef) and node.name == name:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             found = {one.arg: _literal(value) for one, value in pairs if value is not None}
-            return {**{key: value for key, value in found.items() if value is not None}, **info.fixed}
+            return {key: value for key, value in found.items() if value is not None}
     return {}
+
+
+def defaults(info: AttackInfo | None) -> Mapping[str, object]:
+    """The keyword arguments of an attack's function that have a default, and those that make this attack out of it.
+
+    Read from the source, a sum as it is written there: an import would wait for torch."""
+    return {**_read(info.function), **info.fixed} if info else {}
 
 
 def _literal(value: ast.expr) -> object:

@@ -33,16 +33,38 @@ def draw(what: Chart | Map) -> str:
 
 
 def _lines(chart: Chart) -> str:
-    figure = Figure(figsize=(5.0, 3.2))
+    labels = chart.panels or (chart.y_label,)
+    foot, panel, gap = 0.496, 2.608, 0.25  # inches
+    height = foot + len(labels) * (panel + gap) - gap + 0.096
+    figure = Figure(figsize=(5.0, height))
     FigureCanvasSVG(figure)
-    axes = figure.add_axes((0.12, 0.155, 0.865, 0.815))
-    for line in chart.lines:
-        _draw(axes, line, chart.scale)
+    for place, label in enumerate(labels):
+        bottom = foot + (len(labels) - 1 - place) * (panel + gap)
+        axes = figure.add_axes((0.12, bottom / height, 0.865, panel / height))
+        for line in chart.lines:
+            if line.panel == place or not chart.panels:
+                _draw(axes, line, chart.scale)
+        is_last = place == len(labels) - 1
+        _dress(axes, chart, chart.x_label if is_last else "", label)
+        if chart.panels:
+            axes.set_xlim(*_width(chart))
+            axes.tick_params(labelbottom=is_last)
+    return _inline(_saved(figure), chart.name)
+
+
+def _width(chart: Chart) -> tuple[float, float]:
+    """What x all panels share, with a margin."""
+    every = [x for line in chart.lines for x in line.x]
+    margin = 0.02 * ((max(every) - min(every)) or 1)
+    return min(every) - margin, max(every) + margin
+
+
+def _dress(axes: matplotlib.axes.Axes, chart: Chart, x_label: str, y_label: str) -> None:
     if chart.scale == 100:
         axes.set_ylim(-3, 103)
     axes.margins(x=0.02)
-    axes.set_xlabel(chart.x_label, color=_INK, fontsize=10)
-    axes.set_ylabel(chart.y_label, color=_INK, fontsize=10)
+    axes.set_xlabel(x_label, color=_INK, fontsize=10)
+    axes.set_ylabel(y_label, color=_INK, fontsize=10)
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=9.5, length=0, pad=5)
@@ -51,7 +73,6 @@ def _lines(chart: Chart) -> str:
         spine.set_visible(side == "bottom")
         spine.set_color(_INK)
         spine.set_linewidth(0.8)
-    return _inline(_saved(figure), chart.name)
 
 
 def _draw(axes: matplotlib.axes.Axes, line: Line, scale: float) -> None:

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 SERIES = 7  # colours there are for series: --s1 to --s7 in site.css
 BASELINE_COLOUR = 8  # --s8, a grey for what others are compared with
 CLASSES = 10  # colours there are for classes: --s1 to --s10
+_SHAPES = (  # as leaderboard.drawing draws them: disc, square, triangles, diamond, plus, cross, hexagon
+    "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0", "M-3 -3H3V3H-3Z", "M0 -3L3 3H-3Z", "M0 -4L4 0L0 4L-4 0Z", "M0 3L3 -3H-3Z",
+    "M-1 -3H1V-1H3V1H1V3H-1V1H-3V-1H-1Z", "M-3 -2L-2 -3L0 -1L2 -3L3 -2L1 0L3 2L2 3L0 1L-2 3L-3 2L-1 0Z",
+    "M0 -3.4L3 -1.7V1.7L0 3.4L-3 1.7V-1.7Z",
+)  # fmt: skip
 _DASHES = ("", "7 3", "2 2.5", "8 3 2 3")
 
 
@@ -24,6 +29,8 @@ class Line:
     opacity: float = 1.0
     marked: bool = True
     joined: bool = True  # False: markers alone, where the radii between were not measured
+    panel: int = 0  # of `Chart.panels`
+    is_named: bool = True  # False: has no place of its own in the legend
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
@@ -32,11 +39,17 @@ class Line:
         """The `stroke-dasharray` of the legend's sample; empty for a solid line."""
         return _DASHES[self.dash]
 
+    @property
+    def marker(self) -> str:
+        """The path of the legend's sample of a marker, around (0, 0); empty where there is none."""
+        return _SHAPES[self.colour - 1] if self.marked else ""
+
 
 @dataclass(frozen=True)
 class Chart:
     """A figure of lines. `name` is unique on its page: it begins the ids of the SVG. `title` says in one sentence what
-    is shown; a `scale` of 100 draws shares in percent."""
+    is shown; a `scale` of 100 draws shares in percent. `panels` are the labels of several axes, one below the other
+    over the same x."""
 
     name: str
     title: str
@@ -44,6 +57,12 @@ class Chart:
     x_label: str
     y_label: str
     scale: float = 1
+    panels: tuple[str, ...] = ()
+
+    @property
+    def legend(self) -> tuple[Line, ...]:
+        """The lines that the legend names."""
+        return tuple(line for line in self.lines if line.is_named)
 
 
 @dataclass(frozen=True)
@@ -71,9 +90,9 @@ def accuracy_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     return Chart(name, title, tuple(lines), "radius ε (largest change of a pixel)", "accuracy in %", scale=100)
 
 
-def loss_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
-    """An attack's mean loss against its step."""
-    return Chart(name, title, tuple(lines), "step of the attack", "mean loss (higher is a stronger attack)", scale=1)
+def loss_chart(name: str, title: str, lines: Sequence[Line], panels: Sequence[str]) -> Chart:
+    """Attacks' mean losses against their steps: each loss in its own panel."""
+    return Chart(name, title, tuple(lines), "step of the attack", "", panels=tuple(panels))
 
 
 def risk_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:

@@ -337,11 +337,39 @@ def test_lines_and_losses_come_from_independent_runs(store: Store, monkeypatch: 
     assert chart is not None
     labels = [line.label for line in chart.lines]
     assert labels == [
-        "worst case, with 95 % interval", "FGSM (gray box)", "APGD margin (transfer, made on Identity VAE)",
-        "APGD margin (white box, autograd, first 6)",
+        "worst case, with 95 % interval", "FGSM (gray box)",
+        "APGD margin (transfer, made on Identity VAE), at ε = 0.2 alone",
+        "APGD margin (white box, autograd, first 6), at ε = 0.2 alone",
     ]  # fmt: skip
     losses = views.curves_chart(board.rows[0], "l")
     assert losses is not None and not any("BPDA" in line.label for line in losses.lines)
+    assert losses.panels == ("mean margin of a wrong class",) and {line.panel for line in losses.lines} == {0}
+
+
+def test_losses_of_two_kinds_have_two_axes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = (TINY.attacks[0], *(AttackSpec("pgd", "gray_box", "linf", eps, PGD) for eps in (0.1, 0.2)))
+    both += (AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "bpda"),)
+    protocol = replace(TINY, id="both-v1", attacks=both)
+    monkeypatch.setattr(protocols, "PROTOCOLS", {protocol.id: protocol})
+    fake_records.save(store, protocol, ["kmeans"])
+    (row,) = tables.board(protocol.id, store.cells()).rows
+    chart = views.curves_chart(row, "l")
+    assert chart is not None and chart.panels == ("mean cross-entropy", "mean margin of a wrong class")
+    assert {line.label: line.panel for line in chart.lines} == {"PGD (gray box)": 0, "APGD margin (white box, BPDA)": 1}
+    svg = drawing.draw(chart)
+    assert all(name in svg for name in chart.panels) and svg.count("step of the attack") == 2  # a comment, a text
+
+
+def test_the_boards_figure_draws_every_row(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    for place in range(10):
+        tiny_cells(store, f"d{place}", [[1] * 10, [1] * place + [0] * (10 - place), [0] * 10])
+    board = tables.board(TINY.id, store.cells())
+    chart = views.board_chart(board, "board")
+    assert chart is not None and len(chart.lines) == 10
+    best = [f"D{place}" for place in range(9, 2, -1)]
+    assert [line.label for line in chart.legend] == ["3 more, faint: the table names them", *best]
+    html = build([store], tmp_path / "site").read_text()
+    assert html.count("3 more, faint: the table names them") == 2  # for those who see the figure, and for others
 
 
 def test_each_exhibit_shows_the_attack_that_broke_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
