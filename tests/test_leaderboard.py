@@ -357,7 +357,7 @@ def test_losses_of_two_kinds_have_two_axes(store: Store, monkeypatch: pytest.Mon
     assert chart is not None and chart.panels == ("mean cross-entropy", "mean margin of a wrong class")
     assert {line.label: line.panel for line in chart.lines} == {"PGD (gray box)": 0, "APGD margin (white box, BPDA)": 1}
     svg = drawing.draw(chart)
-    assert all(name in svg for name in chart.panels) and svg.count("step of the attack") == 2  # a comment, a text
+    assert all(name in svg for name in chart.panels) and svg.count("step of the attack") == 1
 
 
 def test_the_boards_figure_draws_every_row(tiny: Protocol, store: Store, tmp_path: Path) -> None:
