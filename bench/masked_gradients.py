@@ -56,7 +56,7 @@ def _blocked_gradient(case: Case) -> Iterator[Verdict]:
     radius, claim = max(gains if everywhere else gains[-1:], key=lambda one: one[1], default=(0.0, None))
     warns = everywhere if claim is None else claim > case.t.claim
     text = (
-        f"Along autograd {shares['autograd']:.0%} of the looks at unbroken images give no usable gradient"
+        f"Along autograd {shares['autograd']:.0%} of the gradients taken at images not yet broken are of no use"
         f"{', and every other route is blocked, too' if everywhere and len(shares) > 1 else ''}; "
     )
     if claim is None:

@@ -32,8 +32,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         "contract": "Breach: the defense breaks the contract, so it is not evaluated.",
         "unusable": "Breach: the defense could not be built or trained.",
         "blocked_gradient": (
-            f"Warning: along autograd more than {_T.blocked:.0%} of the looks at unbroken images give a gradient that "
-            "is zero, missing or not finite, under every loss, and the worst case stays more than "
+            f"Warning: along autograd more than {_T.blocked:.0%} of the gradients taken at images not yet broken are "
+            "zero, missing or not finite, under every loss, and the worst case stays more than "
             f"{_T.claim:.0%} of all images above the classifier alone: at the largest cold radius, or at any where the "
             "other routes are blocked, too. A note where the defense is broken all the same."
         ),

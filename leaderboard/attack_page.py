@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+import bench
 from bench.catalog import ATTACKS, AttackInfo
 from bench.protocol import AttackSpec
 from bench.record import Cell
@@ -23,7 +27,8 @@ class Setting:
 
     spec: AttackSpec
     defenses: int
-    left: tuple[float, float, float] | None  # least, median and largest accuracy, over defenses
+    images: tuple[int, int]  # the fewest and the most that were attacked of one defense
+    left: tuple[Estimate, Estimate, Estimate] | None  # least, median (the lower of two) and largest accuracy
     broke: tuple[int, int] | None  # of a cascade: images broken and attacked, over all defenses
     linf: float | None  # medians over defenses of the median realised distance
     l2: float | None
@@ -52,10 +57,12 @@ class OnBoard:
 
 @dataclass(frozen=True)
 class AttackPage:
-    """An attack by its name; `info` is None where this version of the harness does not have it."""
+    """An attack by its name; `info` is None where this version of the harness does not have it. `defaults` are the
+    parameters that it has where a protocol sets none."""
 
     name: str
     info: AttackInfo | None
+    defaults: Mapping[str, object]
     boards: tuple[OnBoard, ...]
 
 
@@ -64,7 +71,32 @@ def attack_pages(boards: Sequence[Board]) -> list[AttackPage]:
     names = {cell.record.attack for board in boards for row in _measured(board) for cell in row.cells}
     order = {name: place for place, name in enumerate(ATTACKS)}
     found = sorted(names, key=lambda name: (order.get(name, len(order)), name))
-    return [AttackPage(name, ATTACKS.get(name), _on_boards(name, boards)) for name in found]
+    return [
+        AttackPage(name, ATTACKS.get(name), defaults(ATTACKS.get(name)), _on_boards(name, boards)) for name in found
+    ]
+
+
+@lru_cache(maxsize=256)
+def _read(function: str) -> Mapping[str, object]:
+    module, _, name = function.partition(":")
+    source = Path(bench.__file__).parent.parent / f"{module.replace('.', '/')}.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            found = {one.arg: _literal(value) for one, value in pairs if value is not None}
+            return {key: value for key, value in found.items() if value is not None}
+    return {}
+
+
+def defaults(info: AttackInfo | None) -> Mapping[str, object]:
+    """The keyword arguments of an attack's function that have a default, and those that make this attack out of it.
+
+    Read from the source, a sum as it is written there: an import would wait for torch."""
+    return {**_read(info.function), **info.fixed} if info else {}
+
+
+def _literal(value: ast.expr) -> object:
+    return value.value if isinstance(value, ast.Constant) else ast.unparse(value)
 
 
 def _measured(board: Board) -> list[Row]:
@@ -98,9 +130,9 @@ def _counted(row: Row, name: str) -> list[Cell]:
 def _setting(spec: AttackSpec, cells: Sequence[Cell]) -> Setting:
     met = [cell for cell in cells if cell.outcomes.attacked.any()]
     masks = [cell.outcomes.attacked for cell in met]
-    shares = [cell.outcomes.accuracy for cell in met]
+    left = sorted(filter(None, map(cell_accuracy, met)), key=lambda one: one.value)
     broken = sum(int((cell.outcomes.correct[mask] <= 0.5).sum()) for cell, mask in zip(met, masks, strict=True))
-    attacked = sum(int(mask.sum()) for mask in masks)
+    counts = [int(mask.sum()) for mask in masks]
     distances = [
         [float(np.median(getattr(cell.outcomes, norm)[mask])) for cell, mask in zip(met, masks, strict=True)]
         for norm in ("linf", "l2")
@@ -112,8 +144,9 @@ def _setting(spec: AttackSpec, cells: Sequence[Cell]) -> Setting:
     return Setting(
         spec=spec,
         defenses=len({cell.record.defense for cell in cells}),
-        left=(min(shares), median(shares), max(shares)) if shares and not spec.cascade else None,
-        broke=(broken, attacked) if spec.cascade and cells else None,
+        images=(min(counts, default=0), max(counts, default=0)),
+        left=(left[0], left[(len(left) - 1) // 2], left[-1]) if left and not spec.cascade else None,
+        broke=(broken, sum(counts)) if spec.cascade and cells else None,
         linf=median(distances[0]) if met else None,
         l2=median(distances[1]) if met else None,
         forward=median(forward / n for forward, _, n in per_image) if met else 0.0,

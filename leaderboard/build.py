@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.record import Store
-from leaderboard import folder, pages, tables
+from leaderboard import drawings, folder, pages, tables
 from leaderboard.best_known import with_breaks
 from leaderboard.gather import gather
 
@@ -37,5 +37,8 @@ def build(
     boards = [tables.board(protocol_id, cells) for protocol_id, cells in gathered.cells.items()]
     boards = [with_breaks(board, gathered.breaks) for board in boards]
     problems = (*left_out, *gathered.problems)
-    folder.publish(pages.site(boards, problems, gathered.submissions, gathered.timings), out)
+    kept = drawings.Drawings(drawings.kept_in(out))
+    with drawings.drawing_into(kept):
+        files = pages.site(boards, problems, gathered.submissions, gathered.timings)
+    folder.publish({**files, drawings.FILE: kept.packed()}, out)
     return out / "index.html"

@@ -25,12 +25,14 @@ def bibtex(boards: Sequence[Board]) -> bytes:
 
 
 def _paper(card: Card) -> dict[str, str]:
-    """What a card says of its paper; the title is that of the defense."""
+    """What a card says of its paper: neither its title nor its authors, so the entry names the defense and says so."""
     address = web_link(card.paper)
     found = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", address)
     arxiv = {"eprint": found[1], "archiveprefix": "arXiv"} if found else {}
     url = re.sub(r"[{}\\\s]", "", address)
-    return {"title": f"{{{latex(card.title)}}}", "year": str(card.year), **arxiv, "url": url}
+    title = f"The paper of the defense {{{latex(card.title)}}}"
+    note = "The records hold neither the paper's title nor its authors: copy them from its page"
+    return {"title": title, "year": str(card.year), **arxiv, "url": url, "note": note}
 
 
 def _entry(key: str, fields: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,8 +12,8 @@ from markupsafe import Markup
 from bench import papers
 from bench.protocol import BUDGETS, THRESHOLDS
 from bench.verdicts import RULES
-from leaderboard import best_known, codes, commands, facets, formats, refusals, sentences, told, views
-from leaderboard.figures import Chart
+from leaderboard import best_known, codes, commands, drawings, facets, formats, refusals, sentences, told, views
+from leaderboard.figures import Chart, Map
 from leaderboard.protocol_history import history
 from leaderboard.tables import ATTACKED, BASELINE, Board
 
@@ -22,7 +23,7 @@ _FILTERS = (
     formats.signed_range, formats.points, formats.points_range, formats.p_value, formats.radius,
     formats.thousands, formats.words, formats.parameters,
     formats.web_link, formats.paper_name, formats.file_name, formats.listing,
-    formats.attack_name, formats.dataset_name, formats.norm_name, formats.knowledge, formats.compact,
+    formats.attack_name, formats.dataset_name, formats.norm_name, formats.strength, formats.knowledge, formats.compact,
     formats.duration, formats.brief, formats.tick, formats.ratio, formats.file_size,
     formats.units, formats.level, formats.clash_name,
     views.attack_groups, views.sparkline,
@@ -49,14 +50,25 @@ def environment() -> Environment:
     }
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,
-        "command": commands.whole, "thresholds_meaning": THRESHOLDS,
+        "command": commands.whole, "project_url": project_url, "thresholds_meaning": THRESHOLDS,
     }  # fmt: skip
     return made
 
 
-def _drawn(chart: Chart) -> Markup:
-    """A chart's SVG, the only text that reaches a page unescaped: figures.py puts no text of a record into it."""
-    return Markup(chart.svg)
+def _drawn(chart: Chart | Map) -> Markup:
+    """A figure's SVG, the only text that reaches a page unescaped: drawing.py puts no text of a record into it."""
+    return Markup(drawings.svg(chart))
+
+
+def project_url() -> str:
+    """Where the installed package says that its code lies; empty where it does not say."""
+    try:
+        named = metadata.metadata("purifybench").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    addresses = {name.strip().lower(): address.strip() for name, _, address in (one.partition(",") for one in named)}
+    chosen = (addresses[name] for name in ("issues", "repository", "source", "homepage") if name in addresses)
+    return formats.web_link(next(chosen, ""))
 
 
 def board_title(board: Board) -> str:

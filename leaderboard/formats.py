@@ -19,6 +19,7 @@ _MINUS = "\u2212"
 _ACRONYMS = {"fgsm", "pgd", "apgd", "bim", "cw", "spsa"}
 _SOURCES = {"identity_vae": "Identity VAE", "pgd_training": "PGD training"}
 _ROUTES = {"bpda": "BPDA"}
+_STRENGTHS = {"rho": "ρ = ", "C": "price "}
 _CLASHES = {
     "weights": "mixed weights", "images": "different images", "code": "mixed code of the defense",
     "harness": "mixed versions of the harness", "attack_version": "attacks of another version",
@@ -210,6 +211,15 @@ def dataset_name(name: str) -> str:
 def norm_name(norm: str | None) -> str:
     """A norm's symbol; a dash where there is none."""
     return {"linf": "L∞", "l2": "L2"}.get(norm or "", norm or "–")
+
+
+def strength(variant: str) -> str:
+    """What sets a cell apart from others of its attack: `rho-2.5` becomes "ρ = 2.5", `C-1_64` "price 1/64", `one-step`
+    "one step"; empty stays empty."""
+    name, _, value = variant.partition("-")
+    if name in _STRENGTHS and re.fullmatch(r"[\d.]+(_\d+)?", value):
+        return _STRENGTHS[name] + value.replace("_", "/")
+    return re.sub("[-_]", " ", variant)
 
 
 def parameters(params: Mapping[str, object]) -> str:

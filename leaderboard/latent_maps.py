@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.protocol import AttackSpec
 from bench.record import MAP, Cell, Record
 from bench.statistics import ordered
-from leaderboard.figures import Chart, Mark, map_chart
+from leaderboard.figures import Map, Mark
 from leaderboard.formats import attack_name, knowledge, radius
 from leaderboard.tables import Row
 
@@ -34,7 +34,7 @@ class LatentMap:
     spec: AttackSpec
     images: int
     is_attacked: bool
-    chart: Chart
+    chart: Map
     near: Neighbours | None
     moved: float | None
     silhouette: float | None
@@ -50,7 +50,7 @@ def latent_maps(row: Row, name: str) -> tuple[LatentMap, ...]:
         if clean and (not attacked or len(attacked) == len(clean)):
             record, near = cell.record, cell.record.facts.get(f"{MAP}neighbour")
             read = neighbours([mark.label for mark in clean], near) if isinstance(near, tuple) else None
-            chart = map_chart(f"{name}{len(found)}", _title(record, len(clean), bool(attacked)), clean, attacked)
+            chart = Map(f"{name}{len(found)}", _title(record, len(clean), bool(attacked)), clean, attacked)
             numbers = [_number(record, fact) for fact in ("codes_moved", "silhouette")]
             found.append(LatentMap(record.spec, len(clean), bool(attacked), chart, read, *numbers))
     return tuple(found)

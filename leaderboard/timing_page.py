@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import statistics
 from bench.seeds import digest
 from bench.timing_record import CLASSIFIER, REFERENCE, Entrant, Machine, Measure, Passes, Timing
 from leaderboard.tables import Board, Estimate, Row
 
-WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 44
+WIDTH, HEIGHT = 640, 360
+LEFT, RIGHT, TOP, BOTTOM = 56, 20, 34, 58
+_LABEL = (28, 22)  # the room of a number, in the larger letters of a phone
+_BESIDE = tuple(  # where a number may stand, from its point's centre to its own: near before far, right before left
+    (side * (24 + reach), shift)
+    for reach in (0, 26, 52, 78, 104)
+    for shift in (0, -24, 24, -48, 48, -72, 72)
+    for side in (1, -1)
+)
 _ROLES = {"encoder": ("encoder", "mean", "variance", "posterior"), "generator": ("decoder", "generator", "gan")}
 
 
@@ -36,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Spot:
-    """One point of a scatter, its number in the legend, and where it is drawn."""
+    """One point of a scatter, its number in the legend, where it is drawn, and where its number stands."""
 
     number: int
     line: Line
@@ -45,15 +52,23 @@ class Spot:
     y: float
     low: float
     high: float
+    label: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_led(self) -> bool:
+        """Whether a line has to lead from the point to its number."""
+        return (abs(self.label[0] - self.x), self.label[1]) != (_BESIDE[0][0], self.y)
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points over time on a logarithmic scale; `ticks` are (x, seconds), `levels` (y, share)."""
+    """Points over time on a logarithmic scale; `ticks` are (x, seconds), `levels` (y, share). `absent` are the titles
+    of defenses that were timed and have no number to be drawn at."""
 
     spots: tuple[Spot, ...]
     ticks: tuple[tuple[float, float], ...]
     levels: tuple[tuple[float, float], ...]
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,29 @@ class Section:
         """Where the run was made."""
         return self.timing.machine
 
+    @property
+    def noisy(self) -> tuple[int, int]:
+        """How many times have quartiles far apart, and how many there are."""
+        measures = [measure for line in self.lines for measure in line.measures if measure is not None]
+        return sum(measure.is_noisy for measure in measures), len(measures)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether most times have quartiles far apart: then a mark at each would say nothing."""
+        noisy, times = self.noisy
+        return 2 * noisy > times
+
+    @property
+    def left_out(self) -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
+        """Why defenses were not timed: each reason with their names, and the commands that mend it."""
+        found: dict[str, tuple[list[str], list[str]]] = {}
+        for name, why in sorted(self.timing.left_out.items()):
+            reason, _, command = why.partition("; ")
+            names, commands = found.setdefault(reason, ([], []))
+            names.append(name)
+            commands += [command] if command else []
+        return tuple((reason, tuple(names), tuple(commands)) for reason, (names, commands) in found.items())
+
 
 def sections(timings: Sequence[Timing], boards: Sequence[Board]) -> tuple[Section, ...]:
     """A section for each run, in the order given."""
@@ -86,7 +124,7 @@ def as_json(timing: Timing) -> bytes:
 def _section(timing: Timing, boards: Sequence[Board]) -> Section:
     ours = [board for board in boards if board.protocol is not None and board.protocol.dataset == timing.dataset]
     lines = sorted((_line(timing, one, ours) for one in timing.entrants), key=lambda line: line.latency.median)
-    drawn = [(board, scatter(_radii(lines, board))) for board in ours]
+    drawn = [(board, scatter(_radii(lines, board), lines)) for board in ours]
     curve = [(line, *_scores(line.entrant)) for line in lines if line.entrant.score is not None]
     return Section(
         timing, tuple(lines), tuple((board, one) for board, one in drawn if one is not None), tuple(curve),
@@ -144,24 +182,64 @@ def _scores(entrant: Entrant) -> tuple[Estimate, Estimate]:
     return clean, attacked
 
 
-def scatter(points: Sequence[tuple[Line, Estimate]]) -> Scatter | None:
-    """Shares against the time of one image, numbered from the quickest; None for fewer than two points."""
+def scatter(points: Sequence[tuple[Line, Estimate]], timed: Sequence[Line] = ()) -> Scatter | None:
+    """Shares against the time of one image, numbered from the quickest; None for fewer than two points. Of the defenses
+    that were `timed`, those without a point are named."""
     if len(points) < 2:
         return None
     ordered = sorted(points, key=lambda point: (point[0].latency.median, point[0].entrant.name))
-    powers = [math.log10(line.latency.median) for line, _ in ordered]
-    first, last = math.floor(min(powers)), math.ceil(max(powers))
-    last = max(last, first + 1)
+    times = [line.latency.median for line, _ in ordered]
+    ticks = _ticks(times[0], times[-1])
+    first, last = math.log10(ticks[0]), math.log10(ticks[-1])
 
-    def across(power: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (power - first) / (last - first), 1)
+    def across(seconds: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(seconds) - first) / (last - first), 1)
 
     def up(share: float) -> float:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - share), 1)
 
     spots = [
-        Spot(number, line, value, across(power), up(value.value), up(value.low), up(value.high))
-        for number, ((line, value), power) in enumerate(zip(ordered, powers, strict=True), start=1)
+        Spot(number, line, value, across(seconds), up(value.value), up(value.low), up(value.high))
+        for number, ((line, value), seconds) in enumerate(zip(ordered, times, strict=True), start=1)
     ]
-    ticks = [(across(power), 10.0**power) for power in range(first, last + 1)]
-    return Scatter(tuple(spots), tuple(ticks), tuple((up(share), share) for share in (0, 0.25, 0.5, 0.75, 1)))
+    drawn = {line.entrant.name for line, _ in points}
+    absent = [one.entrant for one in timed if one.entrant.kind == "defense" and one.entrant.name not in drawn]
+    levels = tuple((up(share), share) for share in (0, 0.25, 0.5, 0.75, 1))
+    return Scatter(
+        _labelled(spots), tuple((across(seconds), seconds) for seconds in ticks), levels,
+        tuple(sorted({one.title for one in absent})),
+    )  # fmt: skip
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Times from at most `low` to at least `high`: 1, 2 and 5 of each power of ten, or the powers alone over more than
+    two of them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 2 else (1,)
+    every = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    below = max(time for time in every if time <= low * (1 + 1e-9))
+    above = min(time for time in (*every, 10.0 * every[-1]) if time >= high * (1 - 1e-9) and time > below)
+    return [time for time in (*every, 10.0 * every[-1]) if below <= time <= above]
+
+
+def _labelled(spots: Sequence[Spot]) -> tuple[Spot, ...]:
+    """The spots with a place for each number that no point, whisker or other number has, as near as there is one."""
+    taken = [(spot.x - 6, min(spot.high, spot.y - 6), spot.x + 6, max(spot.low, spot.y + 6)) for spot in spots]
+    placed = []
+    for spot in spots:
+        boxes = [(_box(spot.x + right, spot.y + down), (spot.x + right, spot.y + down)) for right, down in _BESIDE]
+        inside = [(box, at) for box, at in boxes if box[0] > LEFT and box[2] < WIDTH and 0 < box[1] < HEIGHT - BOTTOM]
+        free = (one for one in inside if not any(_meet(one[0], other) for other in taken))
+        box, (x, y) = next(free, (inside or boxes)[0])
+        taken.append(box)
+        placed.append(replace(spot, label=(round(x, 1), round(y, 1))))
+    return tuple(placed)
+
+
+def _box(x: float, y: float) -> tuple[float, float, float, float]:
+    width, height = _LABEL
+    return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -16,6 +16,7 @@ from bench.paper_metrics import OVER_SEVERAL, per_image
 from bench.protocol import AttackSpec
 from bench.record import TOLD, Cell, Record
 from bench.statistics import ordered
+from leaderboard.codes import share
 from leaderboard.figures import BASELINE_COLOUR, Chart, Line, distortion_chart
 from leaderboard.tables import Estimate, Row, cell_accuracy, mean_accuracy
 
@@ -28,8 +29,9 @@ WORDS = {
     "class_changed_by_net": "another class to the PGD-trained net",
     "class_changed_by_neighbours": "another class to its neighbours",
     "class_changed_by_both": "another class to both",
+    "latent_classifier_accuracy": "its classifier of codes is right on other images",
 }
-
+SHARES = ("in_bound", "fooled", "class_changed_by_net", "class_changed_by_neighbours", "class_changed_by_both")
 
 FURTHER = "relative_distortion"
 NEARER = {"relative_reconstruction_distance": "reconstruction", "relative_code_distance": "code"}
@@ -37,13 +39,14 @@ NEARER = {"relative_reconstruction_distance": "reconstruction", "relative_code_d
 
 @dataclass(frozen=True)
 class Strength:
-    """One cell: what is right of the images, their median L2 distance, and the numbers in the order of `Told.names`."""
+    """One cell: what is right of the images, their median L2 distance, and the numbers in the order of `Told.names`;
+    what is a share of its images with its interval."""
 
     spec: AttackSpec
     seed: int
     accuracy: Estimate
     distance: float
-    values: tuple[float | None, ...]
+    values: tuple[float | Estimate | None, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
         accuracy, record = cell_accuracy(cell), cell.record
         assert accuracy is not None
         distance = float(np.median(cell.outcomes.l2[cell.outcomes.attacked]))
-        lines.append(Strength(record.spec, record.seed, accuracy, distance, tuple(map(_numbers(record).get, names))))
+        values = tuple(_value(name, _numbers(record).get(name), accuracy.n) for name in names)
+        lines.append(Strength(record.spec, record.seed, accuracy, distance, values))
     first, several = cells[0], [cell for cell in cells if cell.record.seed == cells[0].record.seed]
     same = all(np.array_equal(cell.outcomes.attacked, first.outcomes.attacked) for cell in several)
     free = attack in ATTACKS and ATTACKS[attack].may_change_class
@@ -96,6 +100,10 @@ def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
     )
     chart = _chart(figure, curves) if curves else None
     return Told(attack, names, tuple(lines), pooled, every, free, curves, chart)
+
+
+def _value(name: str, value: float | None, n: int) -> float | Estimate | None:
+    return (share(value, n) if name in SHARES else None) or value
 
 
 def _curves(cells: Sequence[Cell]) -> tuple[tuple[str, DistortionCurve], ...]:

@@ -13,7 +13,8 @@ from bench.protocol import TRACKS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell
 from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart, losses_chart
-from leaderboard.formats import attack_name, knowledge, thousands
+from leaderboard.formats import attack_name, knowledge, radius, thousands
+from leaderboard.loss_names import loss_name
 from leaderboard.pictures import data_uri
 from leaderboard.tables import BASELINE, Board, Estimate, Row, cell_accuracy
 
@@ -167,12 +168,19 @@ def track_meaning(track: str) -> str:
 
 
 def board_chart(board: Board, name: str) -> Chart | None:
-    """Worst-case accuracy by radius of `identity` and the best seven other rows; None where nothing is known."""
+    """Worst-case accuracy by radius of `identity`, the best seven other rows, and all others as faint lines under one
+    name; None where nothing is known."""
     assert board.protocol is not None
     known = [row for row in board.rows if row.accuracy]
-    rows = [row for row in known if row.defense != BASELINE][:SERIES]
+    rows = [row for row in known if row.defense != BASELINE]
+    rows, others = rows[:SERIES], rows[SERIES:]
     x = (0.0, *board.protocol.linf_radii)
-    lines = [Line(_label(row, board), x, row.accuracy, k + 1, k % 2 * 3) for k, row in enumerate(rows)]
+    faint = f"{len(others)} more, faint: the table names them"
+    lines = [
+        Line(faint, x, row.accuracy, BASELINE_COLOUR, 0, 1.0, 0.45, marked=False, is_named=row is others[0])
+        for row in others
+    ]
+    lines += [Line(_label(row, board), x, row.accuracy, k + 1, k % 2 * 3) for k, row in enumerate(rows)]
     lines += [
         Line("no defense", x, row.accuracy, BASELINE_COLOUR, dash=1, marked=False)
         for row in known
@@ -226,7 +234,9 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
         known = knowledge(largest[0][0].record)
         whole = len(points) == len(radii)
         x, y = (0.0, *sorted(points)), (clean, *means)
-        line = Line(f"{attack_name(attack)} ({known}{few})", x[not whole :], y[not whole :], width=1.3, joined=whole)
+        alone = "" if whole else f", at ε = {', '.join(map(radius, sorted(points)))} alone"
+        label = f"{attack_name(attack)} ({known}{few}){alone}"
+        line = Line(label, x[not whole :], y[not whole :], width=1.3, joined=whole)
         order = (not whole, means[-1])
         if kind not in strongest or order < strongest[kind][0]:
             strongest[kind] = (order, line)
@@ -250,7 +260,8 @@ def _is_plain(cell: Cell) -> bool:
 
 
 def curves_chart(row: Row, name: str) -> Chart | None:
-    """The loss of every independent gradient attack at each step, at its largest radius; None without any."""
+    """The loss of every independent gradient attack at each step, at its largest radius, each kind of loss in a panel
+    of its own; None without any."""
     largest: dict[str, Cell] = {}
     for cell in row.cells:
         record = cell.record
@@ -263,13 +274,27 @@ def curves_chart(row: Row, name: str) -> Chart | None:
             label = f"{attack_name(record.attack)} ({knowledge(record)})"
             if label not in largest or (record.eps or 0) > (largest[label].record.eps or 0):
                 largest[label] = cell
+    names = {label: loss_name(cell.record) for label, cell in largest.items()}
+    panels = sorted(set(names.values()))
     lines = []
-    for kind, label in enumerate(sorted(largest)):
+    for kind, label in enumerate(sorted(largest, key=lambda label: (names[label], label))):
         losses = largest[label].record.loss_curve
         curve = tuple(math.nan if loss is None else loss for loss in losses)
         x = tuple(float(step) for step in range(len(losses)))
-        lines.append(Line(label, x, curve, 1 + kind % SERIES, kind // SERIES % 4, 1.6, marked=False))
-    return loss_chart(name, "Loss at each step, at each attack's largest radius", lines) if lines else None
+        lines.append(
+            Line(
+                label,
+                x,
+                curve,
+                1 + kind % SERIES,
+                kind // SERIES % 4,
+                1.6,
+                marked=False,
+                panel=panels.index(names[label]),
+            )
+        )
+    title = "Loss at each step, at each attack's largest radius: higher is stronger, losses of one kind alone compare"
+    return loss_chart(name, title, lines, panels) if lines else None
 
 
 def training_chart(row: Row, name: str) -> Chart | None:

@@ -227,13 +227,47 @@ def test_two_defenses_are_picked_by_a_form(visit: Any) -> None:
     assert plain.locator("[data-against=kmeans]").is_visible()
 
 
-def test_a_cell_has_its_command_behind_the_columns_button(visit: Any) -> None:
+def test_a_cell_has_its_command_behind_a_word(visit: Any) -> None:
     page = visit("defense/digits-v1-quick/identity_vae.html")
-    command = page.locator("td.command", has_text="--tracks gray_box --attacks pgd").first
+    command = page.locator("td.command code", has_text="--tracks gray_box --attacks pgd").first
     assert not command.is_visible()
-    page.get_by_role("button", name="Columns").click()
-    page.get_by_text("command", exact=True).click()
+    page.locator("td.command", has_text="--tracks gray_box --attacks pgd").first.locator("summary").click()
     assert command.is_visible()
+
+
+def test_a_phone_folds_the_links_of_the_site(visit: Any) -> None:
+    wide = visit()
+    assert wide.get_by_role("navigation", name="Site", exact=True).is_visible()
+    assert not wide.get_by_text("Menu", exact=True).is_visible()
+    page = visit(width=390)
+    link = page.get_by_role("navigation", name="Site menu").get_by_role("link", name="Timing")
+    assert not page.get_by_role("navigation", name="Site", exact=True).is_visible() and link.count() == 0
+    page.get_by_text("Menu", exact=True).click()
+    link.click()
+    assert page.url.endswith("timing.html")
+
+
+def test_an_odd_name_widens_no_page(browser: Any, tmp_path: Path) -> None:
+    name = "<script>document.title='no'</script>" + "\u202e\u05de\u05d2\u05df" + "w" * 240 + " longer name" * 2
+    store = Store(tmp_path / "records")
+    fake_records.save(store, QUICK, ["identity"])
+    odd = fake_records.card("kmeans", title=name[:300], summary=name * 2)
+    fake_records.save(store, QUICK, ["kmeans"], card=odd)
+    out = build([store.root], tmp_path / "site").parent
+    page = browser.new_page()
+    try:
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            for path in ("index.html", "defense/digits-v1-quick/kmeans.html"):
+                page.goto((out / path).as_uri())
+                page.wait_for_selector(".enhanced .dt-search input")
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+                assert page.title() != "no" and page.locator("h1").first.bounding_box()["width"] <= width
+            page.goto((out / "index.html").as_uri())
+            named = page.locator("tr", has=page.locator("code", has_text="kmeans")).locator(".who")
+            assert named.bounding_box()["width"] < 320, "the name wraps inside its column"
+    finally:
+        page.close()
 
 
 def test_the_board_sorts_by_a_click_on_a_column(visit: Any) -> None:

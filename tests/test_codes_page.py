@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import fake_records
 import pytest
 from sites import HOSTILE, TINY, pages, tags_of, text_of
 
 from bench.record import Store
 from leaderboard.build import build
+from leaderboard.codes import share
 
 IMAGES, RIGHT = (6.0, 3.0, 1.0), (6.0, 1.5, 0.0)
 
@@ -27,13 +30,24 @@ def page(tmp_path):
     return built
 
 
-def test_numbers_become_columns_and_the_flips_a_table(page):
+def test_numbers_become_columns_and_the_flips_a_histogram(page):
     html = page(silhouette=0.123456, bit_flips=0.05, bit_flips_images=IMAGES, bit_flips_correct=RIGHT)
     text = text_of(html)
     assert "Its codes" in text and "silhouette of the codes by class" in text and "0.123" in text
-    assert "0–2 % 2–4 % 4 % or more" in text
-    assert "6 100 % right" in text and "3 50 % right" in text and "1 0 % right" in text
+    said = "Images by flipped bits; 0–2 %: 6, 100.0 % right; 2–4 %: 3, 50.0 % right; 4 % or more: 1, ≤ 79.3 % right"
+    assert f'role="img" aria-label="{said}"' in html.replace("\u202f", " ")
+    assert "0–2 % 2–4 % 4 % or more" in text and "3 50&#8239;% 13–87" in text  # the same as a table, with intervals
+    bars = [(float(bar["y"]), float(bar["height"])) for tag, bar in tags_of(html) if bar.get("class") == "value"][:3]
+    assert [height / bars[0][1] for _, height in bars] == pytest.approx([1, 1 / 2, 1 / 6], abs=0.01)
+    assert len({round(y + height, 1) for y, height in bars}) == 1  # all stand on one line
     tags_of(html)
+
+
+def test_shares_of_images_have_an_interval_and_other_numbers_have_none(page):
+    html = page(bit_flips_under_6_percent=0.9, bit_flips=0.05, bit_flips_images=IMAGES, bit_flips_correct=RIGHT)
+    (row,) = re.findall(r"<tr><td>clean</td>.*?</tr>", html, flags=re.DOTALL)[:1]
+    assert "10 0.05 90.0\u202f% 59.6–98.2" in text_of(row)  # images, mean, share, interval
+    assert share(0.905, 200).n == 200 and share(0.9051, 200) is None and share(0.5, 0) is None
 
 
 def test_without_facts_nothing_is_said(page):

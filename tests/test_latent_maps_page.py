@@ -10,7 +10,8 @@ from sites import TINY, pages, tags_of, text_of
 
 from bench.record import Store
 from leaderboard.build import build
-from leaderboard.figures import Mark, map_chart
+from leaderboard.drawing import draw
+from leaderboard.figures import Map, Mark
 from leaderboard.latent_maps import Neighbours, neighbours
 
 CLEAN, PGD = TINY.attacks[0], TINY.attacks[-1]
@@ -98,12 +99,12 @@ def test_each_image_is_a_mark_in_its_classs_colour_and_classes_are_named_where_t
         Mark(x, 0.0, label) for label, x in ((4, -1.0), (4, -0.98), (4, -0.96), (7, 1.0), (7, 0.98), (7, -1.0))
     )
     attacked = tuple(Mark(-mark.x, 0.5, mark.label) for mark in clean)
-    svg = map_chart("m", "A map", clean, attacked).svg
+    svg = draw(Map("m", "A map", clean, attacked))
     assert svg.count("<use ") == 12
     groups = re.findall(r'<g style="fill: var\(--s(\d+)\)">((?:<use [^>]*/>\s*)+)', svg)
     assert [(colour, marks.count("<use ")) for colour, marks in groups] == [("5", 3), ("8", 3), ("5", 3), ("8", 3)]
     named = re.findall(r'<text [^>]* x="([-\d.]+)"[^>]*>(\d)</text>', svg)
     places = {name: float(x) for x, name in named}
     assert places["4"] < 60 and places["7"] > 180, "and not in the middle, where no image is"
-    assert map_chart("m", "A map", clean, attacked).svg == svg
+    assert draw(Map("m", "A map", clean, attacked)) == svg
     assert "#0" not in svg

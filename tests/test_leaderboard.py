@@ -23,7 +23,7 @@ from bench.evidence import Level, Verdict
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
 from bench.verdicts import RULES
-from leaderboard import bundle, facets, figures, formats, gather, pictures, tables, views
+from leaderboard import bundle, drawing, drawings, facets, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported
 from leaderboard.tables import Estimate
@@ -64,11 +64,41 @@ def test_same_records_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> N
         out = tmp_path / place / "site"
         build([store], out)
         first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        figures._chart.cache_clear()  # draw everything again
+        (out / drawings.FILE).unlink()  # draw everything again
         build([store], out)
         assert first == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         sites.append({path.relative_to(out): data for path, data in first.items()})
     assert sites[0] == sites[1]
+
+
+def test_a_second_build_draws_nothing_that_did_not_change(
+    tiny: Protocol, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw = drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda what: (drawn.append(what.name), draw(what))[1])
+    tiny_cells(store, "kmeans", [[1] * 10, [1] * 5 + [0] * 5, [0] * 10])
+    tiny_cells(store, "identity", [[1] * 10, [0] * 10, [0] * 10])
+
+    def built() -> dict[str, bytes]:
+        drawn.clear()
+        build([store], tmp_path / "site")
+        return {path.name: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+
+    first = built()
+    assert len(drawn) >= 3  # the board's, and one of each defense
+    assert built() == first and not drawn
+    torn = tmp_path / "site" / drawings.FILE
+    for content in (torn.read_bytes()[:-1], b"", b"\0" * 40):
+        torn.write_bytes(content)
+        assert built() == first and len(drawn) >= 3
+    monkeypatch.setattr(drawings, "_code", lambda: "another version")
+    built()
+    assert len(drawn) >= 3
+    tiny_cells(store, "kmeans", [[1] * 10, [1] * 7 + [0] * 3, [0] * 10])
+    changed = built()
+    assert len(drawn) == 2  # the board's and that of kmeans
+    assert changed["kmeans.html"] != first["kmeans.html"]
 
 
 def test_numbers_equal_those_counted_by_hand(tiny: Protocol, store: Store, tmp_path: Path) -> None:
@@ -307,11 +337,39 @@ def test_lines_and_losses_come_from_independent_runs(store: Store, monkeypatch: 
     assert chart is not None
     labels = [line.label for line in chart.lines]
     assert labels == [
-        "worst case, with 95 % interval", "FGSM (gray box)", "APGD margin (transfer, made on Identity VAE)",
-        "APGD margin (white box, autograd, first 6)",
+        "worst case, with 95 % interval", "FGSM (gray box)",
+        "APGD margin (transfer, made on Identity VAE), at ε = 0.2 alone",
+        "APGD margin (white box, autograd, first 6), at ε = 0.2 alone",
     ]  # fmt: skip
     losses = views.curves_chart(board.rows[0], "l")
     assert losses is not None and not any("BPDA" in line.label for line in losses.lines)
+    assert losses.panels == ("mean margin of a wrong class",) and {line.panel for line in losses.lines} == {0}
+
+
+def test_losses_of_two_kinds_have_two_axes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = (TINY.attacks[0], *(AttackSpec("pgd", "gray_box", "linf", eps, PGD) for eps in (0.1, 0.2)))
+    both += (AttackSpec("apgd_margin", "white_box", "linf", 0.2, PGD, "bpda"),)
+    protocol = replace(TINY, id="both-v1", attacks=both)
+    monkeypatch.setattr(protocols, "PROTOCOLS", {protocol.id: protocol})
+    fake_records.save(store, protocol, ["kmeans"])
+    (row,) = tables.board(protocol.id, store.cells()).rows
+    chart = views.curves_chart(row, "l")
+    assert chart is not None and chart.panels == ("mean cross-entropy", "mean margin of a wrong class")
+    assert {line.label: line.panel for line in chart.lines} == {"PGD (gray box)": 0, "APGD margin (white box, BPDA)": 1}
+    svg = drawing.draw(chart)
+    assert all(name in svg for name in chart.panels) and svg.count("step of the attack") == 1
+
+
+def test_the_boards_figure_draws_every_row(tiny: Protocol, store: Store, tmp_path: Path) -> None:
+    for place in range(10):
+        tiny_cells(store, f"d{place}", [[1] * 10, [1] * place + [0] * (10 - place), [0] * 10])
+    board = tables.board(TINY.id, store.cells())
+    chart = views.board_chart(board, "board")
+    assert chart is not None and len(chart.lines) == 10
+    best = [f"D{place}" for place in range(9, 2, -1)]
+    assert [line.label for line in chart.legend] == ["3 more, faint: the table names them", *best]
+    html = build([store], tmp_path / "site").read_text()
+    assert html.count("3 more, faint: the table names them") == 2  # for those who see the figure, and for others
 
 
 def test_each_exhibit_shows_the_attack_that_broke_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import io
 import json
 import re
 import zipfile
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import pytest
 from sites import DEEP, QUICK, TINY, deep_cells, pages, row_of, text_of, tiny_cells
 
 from bench import boards, protocols, statistics, timing_record, verdicts
+from bench.catalog import ATTACKS
 from bench.evidence import Verdict
 from bench.protocol import Protocol
 from bench.record import Cell, Store
@@ -231,8 +236,10 @@ def test_an_attack_page_counts_over_defenses(store: Store, tmp_path: Path) -> No
     assert list(found) == ["none", "fgsm", "pgd", "apgd_margin"]  # the catalogue's order
     (pgd,) = found["pgd"].boards
     small, large = pgd.settings
-    assert (small.spec.eps, small.left, small.defenses) == (0.1, (0.5, 1, 1), 3)
-    assert (large.left, large.broke, large.linf) == ((0, 0.5, 1), None, pytest.approx(0.2))
+    assert small.left and large.left
+    assert (small.spec.eps, [one.value for one in small.left], small.defenses) == (0.1, [0.5, 1, 1], 3)
+    assert ([one.value for one in large.left], large.broke, large.linf) == ([0, 0.5, 1], None, pytest.approx(0.2))
+    assert small.images == (10, 10) and large.left[1].low < 0.5 < large.left[1].high and large.left[1].n == 10
     assert (large.forward, large.backward) == (4, 3)
     (kind,) = pgd.kinds
     assert kind.eps == 0.2 and [one.left[0].value for one in pgd.rows if one.left[0]] == [1, 0.5, 0]
@@ -242,6 +249,23 @@ def test_an_attack_page_counts_over_defenses(store: Store, tmp_path: Path) -> No
     out = build([store], tmp_path / "site").parent
     assert "broke 2 of 4" in text_of(pages(out)["attack/apgd_margin.html"])
     assert 'href="attack/pgd.html"' in pages(out)["attacks.html"]
+    shown = text_of(pages(out)["attack/pgd.html"])
+    assert "3 10 50.0\u202f% 23.7–76.3" in shown and " 0.0\u202f%" not in shown  # defenses, images, median
+    assert "Parameters, unless a protocol sets others" in shown and "random_start True" in shown
+
+
+def test_the_defaults_of_every_attack_are_those_of_its_function() -> None:
+    read = {name: attack_page.defaults(info) for name, info in ATTACKS.items()}
+    assert read["apgd_margin"]["loss"] == "margin" and not attack_page.defaults(None)
+    for name, info in ATTACKS.items():
+        module, _, function = info.function.partition(":")
+        signature = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        known = {key: one.default for key, one in signature.items() if one.kind is one.KEYWORD_ONLY}
+        known = {key: value for key, value in known.items() if value not in (None, inspect.Parameter.empty)}
+        assert {**known, **info.fixed}.keys() == read[name].keys(), name
+        plain = {key: value for key, value in read[name].items() if key not in ("variance",)}
+        assert plain == {key: {**known, **info.fixed}[key] for key in plain}, name
+    assert read["towards_class"]["variance"] == "1 / 3000"
 
 
 def test_an_archive_is_a_folder_of_the_same_records(store: Store, tmp_path: Path) -> None:
@@ -343,6 +367,24 @@ def test_citations_cannot_be_broken_out_of(store: Store, tmp_path: Path) -> None
     assert text.count("@misc{") == 2 and TINY.hash[:16] in text and "eprint = {1805.06605}" in text
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}") and "note={evil" not in plain
+    assert "title = {The paper of the defense {" in text and "neither the paper's title nor its authors" in text
+
+
+def test_the_dispute_page_links_the_project_where_the_package_names_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cells(store, "kmeans", [ALL, ALL, ALL])
+    for named, said in (
+        (["Issues, https://example.org/issues"], '<a href="https://example.org/issues"'),
+        (["Source, javascript:alert(1)"], "the repository that your copy of PurifyBench came from"),
+        (None, "the repository that your copy of PurifyBench came from"),
+    ):
+        about = Message()
+        for one in named or ():
+            about["Project-URL"] = one
+        monkeypatch.setattr(metadata, "metadata", lambda _, about=about: about)
+        html = pages(build([store], tmp_path / "site").parent)["dispute.html"]
+        assert said in html and "javascript:" not in html
 
 
 def test_the_site_opens_with_the_first_board_that_has_filled_up(store: Store, tmp_path: Path) -> None:

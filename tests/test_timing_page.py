@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sites import HOSTILE, TINY, pages, tags_of, text_of, tiny_cells
 
 from bench import protocols, statistics, timing_record, verdicts
 from bench.record import Store
-from bench.timing_record import CLASSIFIER, REFERENCE, Measure, Passes, Score, Timing
+from bench.timing_record import CLASSIFIER, REFERENCE, Entrant, Measure, Passes, Score, Timing
 from leaderboard import formats, tables, timing_page
 from leaderboard.build import build
 from leaderboard.watch import Watcher
@@ -76,8 +77,59 @@ def test_a_scatter_lies_where_its_numbers_say(store: Store) -> None:
     assert (first.x, second.x) == (timing_page.LEFT, timing_page.WIDTH - timing_page.RIGHT)
     middle = timing_page.TOP + (timing_page.HEIGHT - timing_page.TOP - timing_page.BOTTOM) / 2
     assert first.y == pytest.approx(middle) and first.high == timing_page.TOP
-    assert [seconds for _, seconds in drawn.ticks] == pytest.approx([0.01, 0.1, 1.0])
+    assert [seconds for _, seconds in drawn.ticks] == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     assert timing_page.scatter([(line, share)]) is None
+
+
+def test_the_axis_fits_the_times() -> None:
+    for low, high, shown in (
+        (0.744e-3, 3.58e-3, [0.5e-3, 1e-3, 2e-3, 5e-3]), (1e-4, 0.9, [1e-4, 1e-3, 1e-2, 0.1, 1]), (1, 1, [1, 2]),
+        (0.7, 0.8, [0.5, 1]), (5e-3, 10, [1e-3, 1e-2, 0.1, 1, 10]),
+    ):  # fmt: skip
+        assert timing_page._ticks(low, high) == pytest.approx(shown)
+
+
+def test_numbers_of_points_that_lie_together_stand_apart() -> None:
+    points = []
+    for place in range(12):
+        entrant = times(f"a{place}", seconds=0.003 + place / 20000)
+        share = 0.35 + place % 4 / 50
+        line = timing_page.Line(entrant, (entrant.at(1),), None, None, {})
+        points.append((line, tables.Estimate(share, share - 0.03, share + 0.03, 100)))
+    far = times("far", seconds=1.0)
+    points.append((timing_page.Line(far, (far.at(1),), None, None, {}), tables.Estimate(0.9, 0.8, 1.0, 100)))
+    drawn = timing_page.scatter(points)
+    assert drawn is not None
+    boxes = [timing_page._box(*spot.label) for spot in drawn.spots]
+    dots = [(spot.x - 6, spot.y - 6, spot.x + 6, spot.y + 6) for spot in drawn.spots]
+    assert not [1 for k, one in enumerate(boxes) for other in boxes[:k] if timing_page._meet(one, other)]
+    assert not [1 for one in boxes for dot in dots if timing_page._meet(one, dot)]
+    assert all(box[0] > timing_page.LEFT and box[2] < timing_page.WIDTH for box in boxes)
+    assert any(spot.is_led for spot in drawn.spots) and not (drawn.spots[-1].is_led)
+
+
+def test_who_was_timed_and_has_no_number_is_named(store: Store, tmp_path: Path) -> None:
+    one = run(times("good", settings={"width": 4}), times("identity", settings={}), times("other", title="Another one"))
+    found = text_of(page(store, tmp_path, one))
+    assert "Timed, but not drawn: Another one . They have no mean robust radius on this board" in found
+
+
+def test_why_defenses_were_not_timed_is_a_list(store: Store, tmp_path: Path) -> None:
+    why = {name: f"not trained; purifybench train {name} --dataset mnist" for name in ("b", "a")} | {"c": "too slow"}
+    one = run(times("good"), left_out=why)
+    (section,) = timing_page.sections([one], [])
+    trains = tuple(f"purifybench train {name} --dataset mnist" for name in ("a", "b"))
+    assert section.left_out == (("not trained", ("a", "b"), trains), ("too slow", ("c",), ()))
+    assert "\n".join(trains) in page(store, tmp_path, one)
+
+
+def test_where_most_times_are_noisy_that_is_said_once(store: Store, tmp_path: Path) -> None:
+    def restless(name: str) -> Entrant:
+        return times(name, measures=(Measure(batch=1, seconds=(1.0, 2.0, 3.0)),))
+
+    html = page(store, tmp_path, run(*(restless(name) for name in ("good", "identity", "a", "b", "c", "d", "e"))))
+    found = text_of(html)
+    assert re.search(r"of \d+ times, 7 have quartiles", found) and "2.00\u202fs~" not in found
 
 
 def test_two_machines_are_two_sections_and_never_one_order(store: Store, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -27,7 +28,12 @@ def _view(cell: Cell) -> Protocol | None:
     except BenchError:
         return None
     card = cell.record.card
-    return known.effort(cell.record.budget, stochastic=card.stochastic, doors=card.doors)
+    return _effort(known, cell.record.budget, card.stochastic, card.doors)
+
+
+@cache  # a protocol's hash takes a while, and a submission has hundreds of cells
+def _effort(protocol: Protocol, budget: str, stochastic: bool, doors: tuple[str, ...]) -> Protocol:
+    return protocol.effort(budget, stochastic=stochastic, doors=doors)
 
 
 def _groups(case: Case) -> dict[tuple[str, str], list[Cell]]:
