@@ -34,7 +34,7 @@ def draw(what: Chart | Map) -> str:
 
 def _lines(chart: Chart) -> str:
     labels = chart.panels or (chart.y_label,)
-    foot, panel, gap = 0.496, 2.608, 0.25  # inches
+    foot, panel, gap = 0.496, 1.6 if chart.panels[1:] else 2.608, 0.25  # inches
     height = foot + len(labels) * (panel + gap) - gap + 0.096
     figure = Figure(figsize=(5.0, height))
     FigureCanvasSVG(figure)

@@ -61,8 +61,8 @@ class Chart:
 
     @property
     def legend(self) -> tuple[Line, ...]:
-        """The lines that the legend names."""
-        return tuple(line for line in self.lines if line.is_named)
+        """The lines that the legend names, faint ones last."""
+        return tuple(sorted((line for line in self.lines if line.is_named), key=lambda line: line.opacity < 1))
 
 
 @dataclass(frozen=True)

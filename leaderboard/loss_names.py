@@ -7,7 +7,7 @@ from bench.record import Record
 from leaderboard.attack_page import defaults
 from leaderboard.formats import attack_name
 
-NAMES = {"cross_entropy": "mean cross-entropy", "margin": "mean margin of a wrong class"}
+NAMES = {"cross_entropy": "mean cross-entropy", "margin": "mean margin"}
 _STEPS = ("fgsm", "r_fgsm", "i_fgsm", "mi_fgsm")  # have no choice: cross-entropy
 
 
@@ -16,4 +16,4 @@ def loss_name(record: Record) -> str:
     if record.attack in _STEPS:
         return NAMES["cross_entropy"]
     named = record.params.get("loss") or defaults(ATTACKS.get(record.attack)).get("loss")
-    return NAMES.get(str(named), f"mean loss of {attack_name(record.attack)}")
+    return NAMES.get(str(named), f"loss of {attack_name(record.attack)}")

@@ -293,7 +293,7 @@ def curves_chart(row: Row, name: str) -> Chart | None:
                 panel=panels.index(names[label]),
             )
         )
-    title = "Loss at each step, at each attack's largest radius: higher is stronger, losses of one kind alone compare"
+    title = "Loss at each step, at each attack's largest radius; higher is stronger"
     return loss_chart(name, title, lines, panels) if lines else None
 
 

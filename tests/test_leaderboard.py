@@ -343,7 +343,7 @@ def test_lines_and_losses_come_from_independent_runs(store: Store, monkeypatch: 
     ]  # fmt: skip
     losses = views.curves_chart(board.rows[0], "l")
     assert losses is not None and not any("BPDA" in line.label for line in losses.lines)
-    assert losses.panels == ("mean margin of a wrong class",) and {line.panel for line in losses.lines} == {0}
+    assert losses.panels == ("mean margin",) and {line.panel for line in losses.lines} == {0}
 
 
 def test_losses_of_two_kinds_have_two_axes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ def test_losses_of_two_kinds_have_two_axes(store: Store, monkeypatch: pytest.Mon
     fake_records.save(store, protocol, ["kmeans"])
     (row,) = tables.board(protocol.id, store.cells()).rows
     chart = views.curves_chart(row, "l")
-    assert chart is not None and chart.panels == ("mean cross-entropy", "mean margin of a wrong class")
+    assert chart is not None and chart.panels == ("mean cross-entropy", "mean margin")
     assert {line.label: line.panel for line in chart.lines} == {"PGD (gray box)": 0, "APGD margin (white box, BPDA)": 1}
     svg = drawing.draw(chart)
     assert all(name in svg for name in chart.panels) and svg.count("step of the attack") == 1
@@ -367,7 +367,7 @@ def test_the_boards_figure_draws_every_row(tiny: Protocol, store: Store, tmp_pat
     chart = views.board_chart(board, "board")
     assert chart is not None and len(chart.lines) == 10
     best = [f"D{place}" for place in range(9, 2, -1)]
-    assert [line.label for line in chart.legend] == ["3 more, faint: the table names them", *best]
+    assert [line.label for line in chart.legend] == [*best, "3 more, faint: the table names them"]
     html = build([store], tmp_path / "site").read_text()
     assert html.count("3 more, faint: the table names them") == 2  # for those who see the figure, and for others
 
