@@ -13,6 +13,7 @@ import broken
 import fake_records
 import fake_timing
 import pytest
+from sites import TINY
 
 from bench import protocols, timing_record, verdicts
 from bench.evidence import Verdict
@@ -268,6 +269,27 @@ def test_an_odd_name_widens_no_page(browser: Any, tmp_path: Path) -> None:
             assert named.bounding_box()["width"] < 320, "the name wraps inside its column"
     finally:
         page.close()
+
+
+def test_the_rest_of_a_long_board_follows_when_it_can_be_sorted(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "PROTOCOLS", {TINY.id: TINY})
+    monkeypatch.setattr(verdicts, "verdicts", lambda *_: ())
+    store = Store(tmp_path / "records")
+    fake_records.save(store, TINY, [f"entry_{k}" for k in range(50)])
+    page = build([store], tmp_path / "site").as_uri()
+    for scripts, held_up in ((True, False), (True, True), (False, False)):
+        context = browser.new_context(java_script_enabled=scripts)
+        shown = context.new_page()
+        if held_up:  # site.js never comes
+            shown.route("**/site.js", lambda route: route.abort())
+        shown.goto(page)
+        if scripts:
+            shown.wait_for_function("!document.documentElement.classList.contains('arriving')")
+        rows = shown.locator("#board tbody tr")
+        assert rows.count() == 50 and rows.last.is_visible()
+        context.close()
 
 
 def test_the_board_sorts_by_a_click_on_a_column(visit: Any) -> None:

@@ -13,7 +13,7 @@ for (const scroller of document.querySelectorAll(".scroller")) {
 (async () => {
   const source = window.purifybenchDataTables;
   const tables = document.querySelectorAll("table[data-enhance]");
-  if (!source || !tables.length) return;
+  if (!source || !tables.length) return window.purifybenchArrived();
 
   // Browsers refuse to import an ES module from file://, but not from a Blob.
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
@@ -125,4 +125,5 @@ for (const scroller of document.querySelectorAll(".scroller")) {
   }
 
   tables.forEach(enhance);
+  window.purifybenchArrived();
 })();
