@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench import statistics
-from bench.seeds import digest
 from bench.timing_record import CLASSIFIER, REFERENCE, Entrant, Machine, Measure, Passes, Timing
+from leaderboard.latency import is_timed_as
 from leaderboard.tables import Board, Estimate, Row
 
 WIDTH, HEIGHT = 640, 360
@@ -141,24 +141,13 @@ def _radii(lines: Sequence[Line], board: Board) -> list[tuple[Line, Estimate]]:
 
 
 def _line(timing: Timing, entrant: Entrant, boards: Sequence[Board]) -> Line:
-    rows = [(board, _row(timing, entrant, board)) for board in boards]
+    rows = [(board, next((row for row in board.rows if is_timed_as(row, entrant, timing)), None)) for board in boards]
     smallest, search = timing.batches[0], timing.entrant(REFERENCE)
     return Line(
         entrant, tuple(entrant.at(batch) for batch in timing.batches), timing.ratio(entrant, CLASSIFIER, smallest),
         timing.ratio(search, entrant.name, smallest) if search else None, _by_role(entrant.passes),
         tuple((board, row) for board, row in rows if row is not None),
     )  # fmt: skip
-
-
-def _row(timing: Timing, entrant: Entrant, board: Board) -> Row | None:
-    """The row of a board that measures what was timed: the same defense under the same settings."""
-    if entrant.kind != "defense":
-        return None
-    for row in board.rows:
-        same = (row.defense, row.classifier) == (entrant.name, timing.classifier)
-        if same and digest(row.cells[0].record.settings) == digest(entrant.settings):
-            return row
-    return None
 
 
 def _by_role(passes: Mapping[str, Passes]) -> dict[str, Passes]:

@@ -68,7 +68,8 @@ def test_images_that_leave_when_broken_are_the_same_images(name, norm, eps, net,
     held = ~early.broken
     assert torch.allclose(early.images[held], full.images[held])
     assert torch.allclose(early.losses[:, held].amax(dim=0), full.losses[:, held].amax(dim=0))
-    assert stopped.forward_rows < 0.9 * all_the_way.forward_rows
+    in_a_hurry, _ = catalog.ATTACKS[name].hurried()  # there nobody leaves
+    assert stopped.forward_rows < (1.0 if in_a_hurry else 0.9) * all_the_way.forward_rows
 
 
 def test_an_image_that_left_costs_nothing_more_and_repeats_its_loss(net, images):

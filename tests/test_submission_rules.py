@@ -392,7 +392,9 @@ def test_the_site_leaves_out_what_is_refused(root, command, tmp_path):
     assert status == 0 and "index.html" in out
     assert "twin is left out: S405" in err and "soft_focus is left out" not in err
     page = (tmp_path / "site" / "index.html").read_text()
-    assert "soft_focus" in page and "twin" not in page
+    board, told = page.split('class="bounds problems"')
+    assert "soft_focus" in board and "twin" not in board
+    assert "twin is left out: S405" in told and str(tmp_path) not in told
 
 
 def test_the_readmes_count_the_rules():
