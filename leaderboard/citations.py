@@ -9,6 +9,7 @@ from bench.record import Card
 from leaderboard.exports import latex
 from leaderboard.formats import listing, web_link
 from leaderboard.tables import Board
+from leaderboard.works import WORKS
 
 
 def bibtex(boards: Sequence[Board]) -> bytes:
@@ -25,11 +26,15 @@ def bibtex(boards: Sequence[Board]) -> bytes:
 
 
 def _paper(card: Card) -> dict[str, str]:
-    """What a card says of its paper: neither its title nor its authors, so the entry names the defense and says so."""
+    """A card's paper: its title and authors where they are known, else an entry that names the defense and says so."""
     address = web_link(card.paper)
     found = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", address)
     arxiv = {"eprint": found[1], "archiveprefix": "arXiv"} if found else {}
     url = re.sub(r"[{}\\\s]", "", address)
+    work = WORKS.get(card.paper)
+    if work is not None:
+        authors = " and ".join(f"{{{latex(name)}}}" for name in work.authors)
+        return {"title": f"{{{latex(work.title)}}}", "author": authors, "year": str(card.year), **arxiv, "url": url}
     title = f"The paper of the defense {{{latex(card.title)}}}"
     note = "The records hold neither the paper's title nor its authors: copy them from its page"
     return {"title": title, "year": str(card.year), **arxiv, "url": url, "note": note}

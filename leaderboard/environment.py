@@ -16,6 +16,7 @@ from leaderboard import best_known, codes, commands, drawings, facets, formats, 
 from leaderboard.figures import Chart, Map
 from leaderboard.protocol_history import history
 from leaderboard.tables import ATTACKED, BASELINE, Board
+from leaderboard.works import WORKS
 
 HERE = Path(__file__).parent
 _FILTERS = (
@@ -47,6 +48,7 @@ def environment() -> Environment:
         "board_title": board_title,
         "protocol_facts": views.facts,
         "history": history,
+        "work": WORKS.get,
     }
     made.globals |= {
         "baseline_name": BASELINE, "attacked_tracks": ATTACKED, "rules": RULES, "budgets": BUDGETS,

@@ -211,8 +211,8 @@ def defense_chart(row: Row, board: Board, name: str) -> Chart | None:
 
 
 def _attack_lines(row: Row, clean: float) -> list[Line]:
-    """Of every track and route the strongest attack's own accuracy by radius, from independent runs, over all seeds;
-    of those with cells at every radius where there are any.
+    """Each attack's own accuracy by radius, from independent runs, over all seeds: those with cells at every radius;
+    of a track and route that has none the strongest, at the radii that it has.
 
     An attack with cells at some radii only gets markers: a line would claim what lies between.
     """
@@ -225,7 +225,7 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
                 (knowledge(replace(record.spec, source="")), record.source, record.attack), {}
             )
             points.setdefault(record.eps or 0, []).append(cell)
-    strongest: dict[str, tuple[tuple[bool, float], Line]] = {}
+    found: dict[str, list[tuple[bool, float, Line]]] = {}  # by track and route: whether whole, the last mean, the line
     for (kind, _, attack), points in sorted(by_attack.items()):
         largest = [_on_most_images(points[eps]) for eps in sorted(points)]
         means = [float(np.mean([cell.outcomes.accuracy for cell in cells])) for cells in largest]
@@ -237,14 +237,15 @@ def _attack_lines(row: Row, clean: float) -> list[Line]:
         alone = "" if whole else f", at ε = {', '.join(map(radius, sorted(points)))} alone"
         label = f"{attack_name(attack)} ({known}{few}){alone}"
         line = Line(label, x[not whole :], y[not whole :], width=1.3, joined=whole)
-        order = (not whole, means[-1])
-        if kind not in strongest or order < strongest[kind][0]:
-            strongest[kind] = (order, line)
-    colours = {kind: 2 + k % (SERIES - 1) for k, kind in enumerate(sorted(set(strongest) - {"clean"}))}
-    return [
-        replace(line, colour=colours.get(kind, BASELINE_COLOUR), dash=0 if kind in colours else 2)
-        for kind, (_, line) in sorted(strongest.items())
-    ]
+        found.setdefault(kind, []).append((whole, means[-1], line))
+    colours = {kind: 2 + k % (SERIES - 1) for k, kind in enumerate(sorted(set(found) - {"clean"}))}
+    lines = []
+    for kind, some in sorted(found.items()):
+        shown = [line for whole, _, line in some if whole] or [min(some, key=lambda one: one[1])[2]]
+        dashes = range(len(shown)) if kind in colours else [2]
+        lines += [replace(line, colour=colours.get(kind, BASELINE_COLOUR), dash=dash % 4)
+                  for line, dash in zip(shown, dashes, strict=False)]  # fmt: skip
+    return lines
 
 
 def _on_most_images(cells: Sequence[Cell]) -> list[Cell]:

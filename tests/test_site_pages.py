@@ -361,10 +361,10 @@ def test_what_is_not_known_is_empty_in_the_exports(store: Store, tmp_path: Path)
 
 
 def test_citations_cannot_be_broken_out_of(store: Store, tmp_path: Path) -> None:
-    card = fake_records.card("kmeans", title="}, note={evil", paper="https://arxiv.org/abs/1805.06605")
+    card = fake_records.card("kmeans", title="}, note={evil", paper="https://arxiv.org/abs/1001.00001")
     tiny_cells(store, "kmeans", [ALL, ALL, ALL], card=card)
     text = (build([store], tmp_path / "site").parent / "purifybench.bib").read_text()
-    assert text.count("@misc{") == 2 and TINY.hash[:16] in text and "eprint = {1805.06605}" in text
+    assert text.count("@misc{") == 2 and TINY.hash[:16] in text and "eprint = {1001.00001}" in text
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}") and "note={evil" not in plain
     assert "title = {The paper of the defense {" in text and "neither the paper's title nor its authors" in text
