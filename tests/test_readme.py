@@ -63,6 +63,36 @@ def test_the_reproduced_numbers_are_those_of_the_records(eps):
     assert told in README.replace("\n", " ")
 
 
+GRAY = ("fgsm.linf-0.3", "deepfool", "cw_l2")
+MOVED = (("fgsm", ".linf-0.3"), ("pgd", ".linf-0.3"), ("deepfool", ""), ("cw_l2", ""))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CHECKOUT.glob("submissions/*/records/papers-v1-lq-vae-mnist")), ids=lambda p: p.parts[-3]
+)
+def test_the_table_of_the_repeated_slides_comes_from_the_committed_records(path):
+    cells = {c.record.spec.slug: c for c in Store(path.parent).cells(path.name) if c.record.classifier == "A"}
+    slugs = ["clean.none", *(f"gray_box.{name}" for name in GRAY)]
+    slugs += [f"transfer.{attack}.from-substitute-B{radius}" for attack, radius in MOVED]
+    values = [cells[slug].outcomes.accuracy for slug in (*slugs, "white_box.unclipped_step.bpda")]
+    title = cells["clean.none"].record.card.title
+    assert f"| {title} | {' | '.join(f'{100 * value:.1f} %' for value in values)} |" in README
+
+
+def test_what_the_slides_print_is_what_the_file_of_printed_numbers_holds():
+    printed = {
+        (row.defense, row.attack): row.value_percent
+        for row in reported.reported()
+        if row.table in ("lq-vae/white-box/MNIST", "lq-vae/bpda")
+        and row.classifier in ("A", "")
+        and row.dataset == "MNIST"
+    }
+    for defense in ("none", "LQ-VAE"):
+        attacks = ("none", "FGSM", "DeepFool", "CW") if defense == "none" else ("FGSM", "DeepFool", "CW", "BPDA")
+        for attack in attacks:
+            assert str(printed[defense, attack]) in README, (defense, attack)
+
+
 def test_there_are_records():
     assert set(STORES) >= {(one.id, name) for one in (QUICK, FULL) for name in ("identity", "kmeans", "identity_vae")}
 
