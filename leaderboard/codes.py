@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench import statistics
+from bench.latent_map import MOST
 from bench.protocol import AttackSpec
-from bench.record import MAP, TOLD, Cell, Record
+from bench.record import TOLD, Cell, Record
 from bench.statistics import ordered
 from leaderboard.tables import Estimate, Row
 
@@ -109,8 +110,8 @@ def _is_shown(record: Record, radii: tuple[float, ...]) -> bool:
 
 def _line(cell: Cell, names: tuple[str, ...]) -> Line:
     record, attacked = cell.record, int(cell.outcomes.attacked.sum())
-    near, flips = (record.facts.get(name) for name in (f"{MAP}neighbour", FLIPS))
-    counts = {"codes_astray": len(near) if isinstance(near, tuple) else 0}  # of the first images alone
+    flips = record.facts.get(FLIPS)
+    counts = {"codes_astray": min(attacked, MOST)}  # of the first images alone
     counts["bit_flips_under_6_percent"] = round(sum(flips)) if isinstance(flips, tuple) else 0
     numbers = _numbers(record)
     values = [share(numbers.get(name), counts.get(name, 0)) or numbers.get(name) for name in names]
