@@ -285,7 +285,7 @@ def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eo
         for route in ROUTES[:2]
     ]
     for rho in RHOS:
-        params = (("rho", rho), ("steps", 3 * steps))
+        params = (("eot", eot), ("rho", rho), ("steps", 3 * steps))
         specs.append(AttackSpec("overpowered", "latent", params=params, route="autograd", variant=f"rho-{rho:g}"))
     specs += [
         AttackSpec("universal", "gray_box", "linf", radii[-1]),

@@ -152,7 +152,18 @@ def _with_search(cost: Callable[..., tuple[int, int]]) -> Callable[..., tuple[in
     return searched
 
 
-def _overpowered(steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object) -> tuple[int, int]:
+def _overpowered(
+    steps: int = 300, copies: int = 4, noise_draws: int = 2, rule: str = "projected", **other: object
+) -> tuple[int, int]:
+    """As `_overpowered_alone`, and the defense at the start and after each step for every copy, unless as published."""
+    forward, backward = _overpowered_alone(steps, copies, noise_draws)
+    asked = 0 if rule == "published" else copies
+    return forward + (steps + 1) * asked, backward + steps * asked
+
+
+def _overpowered_alone(
+    steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object
+) -> tuple[int, int]:
     """The image and its code; at the start and after each step every copy, drawn and under each noise; the result under
     16 of them. Copies that may be done are looked at once more."""
     each = copies * (1 + noise_draws)
@@ -365,9 +376,9 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             hurried=_answers_among_codes,
         ),
         "overpowered": AttackInfo(
-            "bench.attacks.overpowered:overpowered", 2, (),
-            "What the decoder draws near the image and the classifier gets wrong even under noise (Jalal et al. 2017)",
-            "https://arxiv.org/abs/1712.09196", cost=_overpowered, undrawn=_overpowered,
+            "bench.attacks.overpowered:overpowered", 3, (),
+            "What the decoder draws near the image, wrong even under noise (Jalal et al. 2017)",
+            "https://arxiv.org/abs/1712.09196", cost=_overpowered, undrawn=_overpowered_alone,
             needs=("decode", "encode"), through_codes=True, may_change_class=True, strength="rho",
         ),
         "latent_distance": AttackInfo(

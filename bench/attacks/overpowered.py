@@ -1,7 +1,9 @@
 """The overpowered attack (Jalal, Ilyas, Daskalakis and Dimakis 2017, arXiv:1712.09196; MAD-VAE, 2020, appendix A.5).
 
 Not a step in a ball: an image that the decoder itself draws, close to the real one, is misclassified even under noise,
-so that a purifier which finds its way back to it only roughly does not undo it. How large the noise is, is `rho`.
+so that a purifier which finds its way back to it only roughly does not undo it. How large the noise is, is `rho`. The
+authors ask the classifier alone. Where a purifier answers otherwise, such an image may fool the one and not the other;
+our own form demands both.
 """
 
 from __future__ import annotations
@@ -63,17 +65,19 @@ def overpowered(
 ) -> Attacked:
     """Minimises the margin of the true class at G(z) + rho u, u on the unit sphere, with |G(z) - x| <= `bound` (L2).
 
-    From the code of each image, `copies` of which all but the first are moved a little, Adam lowers the mean margin
-    over `noise_draws` fresh u plus a multiplier times (|G(z) - x|^2 / bound^2 - 1), which is raised in turn by that
-    violation and never falls below 0. The noise is not clipped, and it is the classifier that is asked, not the
-    defense. A copy inside the bound whose true class loses by 1 over CHECKS other draws is done, and its image with it.
-    Returned is G(z), of a copy that is done, or else the version inside the bound with the lowest margin, or else
-    the nearest version. `told`: the share `in_bound`, and the share `fooled` in which a wrong class wins the mean.
+    From the code of each image, `copies` of which all but the first are moved a little, Adam lowers the larger of two
+    margins, plus a multiplier times (|G(z) - x|^2 / bound^2 - 1), which is raised in turn by that violation and never
+    falls below 0. One is the classifier's, the mean over `noise_draws` fresh u, whose noise is not clipped; the other
+    is the whole defense's at G(z). A copy inside the bound whose true class loses by 1 to both, to the classifier over
+    CHECKS other draws, is done, and its image with it. Returned is G(z), of a copy that is done, or else the version
+    inside the bound that fools the defense, of those the one of the lowest margin, or else the nearest version.
+    `told`: the share `in_bound`, and the share `fooled` in which a wrong class wins the classifier's mean.
 
-    With the `rule` "published" it is as the released code runs: copies are identical, all run to the end, inside half
-    the squared bound the distance counts as -1, and the multiplier may fall below 0. (There, the classes of the four
-    other images of a call are no targets, and a call ends when nine images in ten are done: both left out, as an
-    image's result would depend on its neighbours.) Raises ValueError for settings that make no sense.
+    With the `rule` "published" it is as the released code runs: the defense is not asked, copies are identical, all run
+    to the end, inside half the squared bound the distance counts as -1, and the multiplier may fall below 0. (There,
+    the classes of the four other images of a call are no targets, and a call ends when nine images in ten are done:
+    both left out, as an image's result would depend on its neighbours.) Raises ValueError for settings that make no
+    sense.
     """
     if rule not in ("projected", "published"):
         raise ValueError(f'overpowered needs the rule "projected" or "published", got {rule!r}')
@@ -108,10 +112,17 @@ def overpowered(
         shape = (len(s.row), copies, *images.shape[1:])
         here = drawn.detach().view(shape)  # (N, R, C, H, W)
         gap, gradient = _gap(model, here, s.labels, _noise(draws, rho, s.clean, copies, noise_draws), step < steps)
+        sure = gap <= -SURE
+        fools = torch.zeros_like(sure)
+        if not published:
+            own, own_gradient = _own_gap(model, here, s.labels, step < steps)
+            sure, fools = sure & (own <= -SURE), own < 0
+            gap, gradient = torch.maximum(gap, own), _where(own > gap, own_gradient, gradient)
         away = here - s.clean[:, None]
         distance = away.flatten(2).square().sum(dim=2) / bound**2  # (N, R), at most 1 inside
-        sure = _checked(model, here, s.labels, s.checks, (distance <= 1) & (gap <= -SURE))
-        value = torch.where(distance <= 1, -gap.double(), -FAR - distance.double()) + FAR * sure
+        sure = _checked(model, here, s.labels, s.checks, (distance <= 1) & sure)
+        inside = -gap.double() + FAR * fools + FAR * sure
+        value = torch.where(distance <= 1, inside, -FAR - distance.double())
         top, copy = value.nan_to_num(nan=-torch.inf).max(dim=1)
         better = top > worth[s.row]
         curve[step, s.row] = torch.nan_to_num(-gap, nan=torch.inf).amax(dim=1)
@@ -124,7 +135,7 @@ def overpowered(
         pixels = images[0].numel()
         near = published & (distance <= 0.5)
         weight = s.multiplier * (bound**2 / pixels if published else 1.0)
-        pull = torch.where(near, 0.0, weight)[:, :, None, None, None] * 2 * away / bound**2
+        pull = _where(near, torch.zeros_like(away), weight[:, :, None, None, None] * 2 * away / bound**2)
         slope = gradient_through(drawn, moved, (torch.nan_to_num(gradient) + pull).flatten(0, 1)).view_as(s.latents)
         watch.note(s.row, torch.zeros_like(done), is_blocked(gradient) | is_blocked(slope))
         s = _descended(s, slope, step, learning_rate)
@@ -161,6 +172,18 @@ def _gap(model: ThroughCodes, drawn: Tensor, labels: Tensor, noise: Tensor, lear
     return gap.detach(), gradient
 
 
+def _own_gap(model: ThroughCodes, drawn: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+    """The whole defense's margin at the images `drawn` (N, R, C, H, W), the mean over its draws, (N, R), and its
+    gradient there (zero unless `learning`). An answer that is not finite counts as fooled."""
+    n, copies = drawn.shape[:2]
+    with torch.set_grad_enabled(learning):
+        images = drawn.detach().requires_grad_(learning)
+        gaps = losses.true_gap(model(images.flatten(0, 1)), labels.repeat_interleave(copies))
+        gap = losses.mean_over_draws(gaps).view(n, copies)
+        gradient = gradient_of(gap, images) if learning else torch.zeros_like(drawn)
+    return torch.nan_to_num(gap.detach(), nan=-FAR), gradient
+
+
 def _checked(model: ThroughCodes, drawn: Tensor, labels: Tensor, checks: Tensor, asked: Tensor) -> Tensor:
     """Which of the copies `asked` (N, R) also lose by SURE on average over the image's own `checks`, (N, R)."""
     image, copy = asked.nonzero(as_tuple=True)
@@ -170,6 +193,11 @@ def _checked(model: ThroughCodes, drawn: Tensor, labels: Tensor, checks: Tensor,
     sure = torch.zeros_like(asked)
     sure[image, copy] = gap[:, 0] <= -SURE
     return sure
+
+
+def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Per copy (mask (N, R)) the one or the other of two batches (N, R, C, H, W)."""
+    return torch.where(mask[:, :, None, None, None], yes, no)
 
 
 def _descended(s: _Search, gradient: Tensor, step: int, learning_rate: float) -> _Search:
