@@ -267,8 +267,8 @@ def _selective(dataset: str, r: _Radii, *, quick: bool, ranked: bool) -> Protoco
 RHOS = (1.0, 2.5, 3.0, 3.5)  # of the overpowered attack: how much noise its images withstand (MAD-VAE's table 3)
 
 CONSTANTS = tuple(
-    Fraction(4) ** power for power in (-3, -2, -1, 0, 1, 2, 3, 5, 7)
-)  # the price of the change to a target-image attack
+    Fraction(4) ** power for power in range(-4, 5)
+)  # a target-image attack's relative price of the change
 
 
 def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eot: int) -> list[AttackSpec]:
@@ -287,36 +287,38 @@ def _among_codes(radii: tuple[float, ...], l2: tuple[float, ...], steps: int, eo
     for rho in RHOS:
         params = (("eot", eot), ("rho", rho), ("steps", 3 * steps))
         specs.append(AttackSpec("overpowered", "latent", params=params, route="autograd", variant=f"rho-{rho:g}"))
-    specs += [
-        AttackSpec("universal", "gray_box", "linf", radii[-1]),
-        AttackSpec("universal", "white_box", "linf", radii[-1], (("eot", eot),), "autograd"),
-    ]
+    for norm, eps in balls:
+        specs.append(AttackSpec("universal", "gray_box", norm, eps))
+        specs.append(AttackSpec("universal", "white_box", norm, eps, (("eot", eot),), "autograd"))
     return [*specs, *_towards_images(radii[-1], 40, eot)]
 
 
 def _towards_images(eps: float, steps: int, eot: int) -> list[AttackSpec]:
-    """Codes and reconstructions brought near those of another image. Kos et al. 2018 in a ball: also as one step,
-    without the prior's part of the VAE loss, and against a classifier of the codes. Tabacof et al. 2016 without a ball,
-    for each of CONSTANTS as its price."""
+    """Codes and reconstructions brought near those of another image. Kos et al. 2018 in a ball, also as one step, also
+    without the prior's part of the VAE loss; and against a classifier of the codes, also as one step. Tabacof et al.
+    2016 without a ball, for each of CONSTANTS as its price relative to the way."""
     usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps), ("targets", 3))
     one: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", 1), ("targets", 3))
     forms = (
         ("latent_distance", "", usual),
         ("latent_distance", "one-step", one),
         ("vae_loss", "", usual),
+        ("vae_loss", "one-step", one),
         ("vae_loss", "reconstruction", (("kl_weight", 0.0), *usual)),
     )
     specs = [
         AttackSpec(attack, "latent", "linf", eps, tuple(sorted(params)), "autograd", variant=variant)
         for attack, variant, params in forms
     ]
-    specs.append(AttackSpec("latent_classifier", "latent", "linf", eps, (("eot", eot), ("steps", steps)), "autograd"))
+    for variant, count in (("", steps), ("one-step", 1)):
+        params: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", count))
+        specs.append(AttackSpec("latent_classifier", "latent", "linf", eps, params, "autograd", variant=variant))
     for constant in CONSTANTS:
-        params = (("constant", float(constant)), ("eot", eot), ("steps", steps))
-        price = str(constant).replace("/", "_")  # 1_64: a slug is part of a file's name
-        specs.append(
-            AttackSpec("target_code", "latent", params=params, route="autograd", n_examples=50, variant=f"C-{price}")
-        )
+        priced: tuple[tuple[str, Value], ...] = (
+            ("constant", float(constant)), ("eot", eot), ("price", "relative"), ("steps", steps)
+        )  # fmt: skip
+        name = f"C-{constant}".replace("/", "_")  # 1_64: a slug is part of a file's name
+        specs.append(AttackSpec("target_code", "latent", params=priced, route="autograd", n_examples=50, variant=name))
     return specs
 
 

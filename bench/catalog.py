@@ -161,9 +161,7 @@ def _overpowered(
     return forward + (steps + 1) * asked, backward + steps * asked
 
 
-def _overpowered_alone(
-    steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object
-) -> tuple[int, int]:
+def _overpowered_alone(steps: int = 300, copies: int = 4, noise_draws: int = 2, **other: object) -> tuple[int, int]:
     """The image and its code; at the start and after each step every copy, drawn and under each noise; the result under
     16 of them. Copies that may be done are looked at once more."""
     each = copies * (1 + noise_draws)
@@ -208,14 +206,20 @@ def _carlini_wagner(searches: int = 9, steps: int = 100, **other: object) -> tup
 
 def _target_image(default_steps: int, default_targets: int, default_goal: str) -> Callable[..., tuple[int, int]]:
     """A look at the clean image, its code and its reconstruction; then for each target its own two, a look at the code,
-    for the VAE's loss also at the reconstruction, at the start and after each step, and three at the result."""
+    for the VAE's loss also at the reconstruction, at the start and after each step, and three at the result. A relative
+    price wants the goal at the clean and at the target image first."""
 
     def cost(
-        steps: int = default_steps, targets: int = default_targets, goal: str = default_goal, **other: object
+        steps: int = default_steps,
+        targets: int = default_targets,
+        goal: str = default_goal,
+        price: str = "absolute",
+        **other: object,
     ) -> tuple[int, int]:
         each = 2 if goal == "vae_loss" else 1
         last = 0 if default_goal == "divergence" else each  # in a ball no gradient is computed after the last step
-        return 3 + targets * (each * (steps + 1) + 5), targets * (each * (steps + 1) - last)
+        looks = steps + 1 + 2 * (price == "relative")
+        return 3 + targets * (each * looks + 5), targets * (each * (steps + 1) - last)
 
     return cost
 

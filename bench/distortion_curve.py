@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 Point = tuple[float, float]
+WIDEST_GAP = 0.25  # between the clean image and the smallest change that brought it nearer, as a share of the way
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class DistortionCurve:
 
     points: tuple[Point, ...]
     area: float
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a small change was measured at all: else most of the area is that of a line drawn over a gap."""
+        return self.points[1][0] <= WIDEST_GAP
 
 
 def distortion_curve(cells: Iterable[Point]) -> DistortionCurve:

@@ -106,6 +106,11 @@ def distortion_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
     return Chart(name, title, tuple(lines), x, y, scale=100)
 
 
+def far_chart(name: str, title: str, lines: Sequence[Line]) -> Chart:
+    """Accuracy in percent against the largest L2 distance at which an attacked image counts."""
+    return Chart(name, title, tuple(lines), "L2 distance from the clean image", "accuracy in %", scale=100)
+
+
 def losses_chart(name: str, lines: Sequence[Line]) -> Chart:
     """The mean loss of each epoch of a training."""
     return Chart(name, "Training loss of each epoch", tuple(lines), "epoch", "mean loss", scale=1)

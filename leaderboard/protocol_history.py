@@ -28,6 +28,7 @@ _FAMILIES: Mapping[str, tuple[Change, ...]] = MappingProxyType(
             Change("2026-11-22", "Begun: the same balls searched among codes and pixels; the overpowered attack."),
             Change("2026-11-22", "Attacks towards other images, with a sweep of prices."),
             Change("2026-11-22", "One change for all images; a classifier of codes."),
+            Change("2026-11-22", "The overpowered attack asks the defense, too; relative prices; single steps."),
         ),
         "search-v1": (
             Change("2026-11-22", "Begun: attackers who hurry the inner loop at first, and who search codes."),

@@ -5,7 +5,7 @@ An attack that was run at several strengths is also counted over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,11 @@ from bench.distortion_curve import DistortionCurve, distortion_curve
 from bench.paper_metrics import OVER_SEVERAL, per_image
 from bench.protocol import AttackSpec
 from bench.record import TOLD, Cell, Record
-from bench.statistics import ordered
+from bench.statistics import ordered, robustness
 from leaderboard.codes import share
-from leaderboard.figures import BASELINE_COLOUR, Chart, Line, distortion_chart
+from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, distortion_chart, far_chart
+from leaderboard.formats import strength
+from leaderboard.pictures import data_uri
 from leaderboard.tables import Estimate, Row, cell_accuracy, mean_accuracy
 
 WORDS = {
@@ -33,6 +35,7 @@ WORDS = {
 }
 SHARES = ("in_bound", "fooled", "class_changed_by_net", "class_changed_by_neighbours", "class_changed_by_both")
 
+FAR_POINTS = 81  # of a line over distances
 FURTHER = "relative_distortion"
 NEARER = {"relative_reconstruction_distance": "reconstruction", "relative_code_distance": "code"}
 
@@ -50,8 +53,27 @@ class Strength:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """One image as an attack left it: clean, attacked and purified, and the class that the defense then saw."""
+
+    pictures: tuple[str, str, str]
+    label: int
+    predicted: int
+    distance: float  # L2
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The first images of one cell."""
+
+    spec: AttackSpec
+    images: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
 class Told:
-    """The cells of one attack; of one at several strengths without a ball also `pooled`, and right under `every`."""
+    """The cells of one attack; of one at several strengths without a ball also `pooled`, and right under `every`, and
+    its images at up to three strengths."""
 
     attack: str
     names: tuple[str, ...]
@@ -61,6 +83,7 @@ class Told:
     may_change_class: bool
     curves: tuple[tuple[str, DistortionCurve], ...]  # by what of the image comes near the target's
     chart: Chart | None
+    strips: tuple[Strip, ...] = ()
 
 
 def told(row: Row, name: str) -> tuple[Told, ...]:
@@ -71,7 +94,8 @@ def told(row: Row, name: str) -> tuple[Told, ...]:
     for cell in cells:
         if _numbers(cell.record) and cell.record.status == "ok" and cell.outcomes.attacked.any():
             groups.setdefault(cell.record.attack, []).append(cell)
-    return tuple(_told(attack, same, f"{name}-{attack}") for attack, same in groups.items())
+    clean = next((cell for cell in cells if cell.record.spec.slug == "clean.none"), None)
+    return tuple(_told(attack, same, clean, f"{name}-{attack}") for attack, same in groups.items())
 
 
 def told_name(name: str) -> str:
@@ -79,7 +103,7 @@ def told_name(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
 
 
-def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
+def _told(attack: str, cells: Sequence[Cell], clean: Cell | None, figure: str) -> Told:
     names = tuple(dict.fromkeys(name for cell in cells for name in _numbers(cell.record)))
     lines = []
     for cell in cells:
@@ -98,8 +122,37 @@ def _told(attack: str, cells: Sequence[Cell], figure: str) -> Told:
         else None
         for metric, combine in OVER_SEVERAL.items()
     )
-    chart = _chart(figure, curves) if curves else None
-    return Told(attack, names, tuple(lines), pooled, every, free, curves, chart)
+    chart = _chart(figure, curves) if curves else _far_chart(figure, clean, several) if free and clean else None
+    return Told(attack, names, tuple(lines), pooled, every, free, curves, chart, _strips(several) if free else ())
+
+
+def _strips(cells: Sequence[Cell]) -> tuple[Strip, ...]:
+    """The first, the middle and the last of the cells that kept pictures."""
+    kept = [cell for cell in cells if cell.outcomes.exhibits.shape[1]]
+    places = sorted({0, len(kept) // 2, len(kept) - 1}) if kept else []
+    return tuple(Strip(kept[k].record.spec, tuple(_seen(kept[k]))) for k in places)
+
+
+def _seen(cell: Cell) -> Iterator[Seen]:
+    outcomes = cell.outcomes
+    for image in range(outcomes.exhibits.shape[1]):
+        clean, attacked, purified = (data_uri(stage[image]) for stage in outcomes.exhibits)
+        yield Seen(
+            (clean, attacked, purified), int(outcomes.label[image]), int(outcomes.predicted[image]),
+            float(outcomes.l2[image]),
+        )  # fmt: skip
+
+
+def _far_chart(name: str, clean: Cell, cells: Sequence[Cell]) -> Chart:
+    """What is right where only images count that lie within so much L2 of the clean one: a line a strength."""
+    lines = []
+    for k, cell in enumerate(cells):
+        mask = cell.outcomes.attacked
+        x = np.linspace(0, float(cell.outcomes.l2[mask].max()), FAR_POINTS)
+        y = robustness([clean, cell], "l2", x.tolist()[1:])[:, mask].mean(axis=1)
+        label = strength(cell.record.variant) or "as it is"
+        lines.append(Line(label, tuple(x.tolist()), tuple(y.tolist()), 1 + k % SERIES, k // SERIES % 4, marked=False))
+    return far_chart(name, "Accuracy where an image counts as attacked only within so much L2", lines)
 
 
 def _value(name: str, value: float | None, n: int) -> float | Estimate | None:
@@ -119,13 +172,18 @@ def _curves(cells: Sequence[Cell]) -> tuple[tuple[str, DistortionCurve], ...]:
 
 def _chart(name: str, curves: Sequence[tuple[str, DistortionCurve]]) -> Chart:
     lines = [
-        Line(f"{what}, area {curve.area:.2f}", *_axes(curve), colour=k + 1, dash=k)
-        for k, (what, curve) in enumerate(curves)
+        Line(f"{what}, {_area(curve)}", *_axes(curve), colour=k + 1, dash=k) for k, (what, curve) in enumerate(curves)
     ]
     mixed = Line("mixing both images, area 0.50", (0.0, 100.0), (1.0, 0.0), BASELINE_COLOUR, 2, marked=False)
     return distortion_chart(
         name, "What is left of the distance to the target image, by the size of the change", [*lines, mixed]
     )
+
+
+def _area(curve: DistortionCurve) -> str:
+    if curve.is_told:
+        return f"area {curve.area:.2f}"
+    return f"no area: nothing measured below a change of {100 * curve.points[1][0]:.0f} %"
 
 
 def _axes(curve: DistortionCurve) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -43,3 +43,11 @@ def test_it_needs_no_torch():
     code = "import bench.distortion_curve, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [([(0.1, 0.9), (0.8, 0.1)], True), ([(0.0, 0.0)], True), ([(0.54, 0.4), (0.8, 0.2)], False), ([(1.4, 0.0)], False)],
+)
+def test_an_area_over_a_gap_is_not_told(cells, told):
+    assert distortion_curve(cells).is_told == told

@@ -223,6 +223,59 @@ class TestOverpowered:
             attacked("overpowered", Linear(), images, **wrong)
 
 
+class Bent(Defense):
+    """Codes that bend, of half as many numbers as pixels, and a small net of three classes behind them."""
+
+    title, paper, year, differentiable = "Bent", "https://example.org", 2020, True
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+            net.extend([nn.Linear(32, 3)])
+        for weight in net.parameters():
+            weight.requires_grad_(False).mul_(2.5)
+        super().__init__(net.double())
+        self.rows = torch.linalg.qr(torch.randn(16, 8, generator=Generator().manual_seed(2), dtype=torch.float64)).Q.T
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.asinh(4 * (images.flatten(1) - 0.5) @ self.rows.T)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (0.5 + torch.sinh(latents) / 4 @ self.rows).view(-1, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("latent_ball", {"norm": "linf", "eps": 0.06}),
+        ("latent_ball", {"norm": "l2", "eps": 0.2}),
+        ("latent_distance", {"eps": 0.1}),
+        ("overpowered", {"rho": 0.1, "bound": 0.3}),
+    ],
+)
+def test_ten_times_as_many_steps_gain_hardly_anything(name, settings):
+    """At the length that the drafts give them, or less: an attack on codes is judged by its own goal, the others by the
+    share of the images that they break."""
+    defense = Bent()
+    n, usual = {"latent_ball": (100, 100), "latent_distance": (100, 40), "overpowered": (50, 100)}[name]
+    codes = 0.8 * torch.randn(n, 8, generator=Generator().manual_seed(3), dtype=torch.float64)
+    images = defense.decode(codes).clamp(0, 1)
+    labels = defense.logits(images, Generator()).argmax(dim=1)
+
+    def reached(steps: int) -> float:
+        found = attacked(name, defense, (images, labels), steps=steps, **settings)
+        if name == "latent_distance":
+            return 1 - float(found.told["relative_code_distance"].mean())
+        return float((defense.logits(found.images, Generator()).argmax(dim=1) != labels).double().mean())
+
+    share, longer = reached(usual), reached(10 * usual)
+    assert 0.1 < share < 0.95 and longer - share <= 0.02
+
+
 class TestDoors:
     @pytest.mark.parametrize("name", ["latent_ball", "overpowered", "latent_distance", "target_code"])
     @pytest.mark.parametrize(

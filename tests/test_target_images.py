@@ -180,6 +180,36 @@ def test_a_dearer_change_is_a_smaller_one_and_gains_less(goal, images):
     assert bool((many.losses[-1] >= few.losses[-1]).all()) and torch.equal(few.losses, many.losses[:4])
 
 
+class Longer(Linear):
+    """The same codes, a thousand times as long: distances between them are a million times as large."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return 1000 * super().encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents / 1000)
+
+
+@pytest.mark.parametrize("power", [-4, 0, 4])
+def test_a_relative_price_does_not_know_how_long_codes_are(power, images):
+    """In closed form: of a way w of which A keeps all but its part across the rows, the share 1 / (1 + C / k) is gone,
+    k being the kept share of w^2, as the code comes near in squares."""
+    given = {"price": "relative", "constant": 4.0**power, "steps": 60}
+    model = Linear()
+    found, longer = (attacked("target_code", one, images, **given) for one in (model, Longer()))
+    assert torch.allclose(found.images, longer.images, atol=1e-6)
+    change, gap = (found.images - images[0]).flatten(1), way(model, images)
+    target = (model.known_images[1] - images[0]).flatten(1)  # of the other class there is one
+    kept = gap.square().sum(dim=1) / target.square().sum(dim=1)
+    assert torch.allclose(change, gap / (1 + 4.0**power * kept[:, None]) @ model.weight, atol=1e-5)
+    assert (found.told["relative_distortion"] <= 4.0 ** (-power / 2)).all()
+
+
+def test_an_absolute_price_does(images):
+    found, longer = (attacked("target_code", one, images, constant=1.0, steps=60) for one in (Linear(), Longer()))
+    assert float(longer.told["distortion"].mean()) > 1.5 * float(found.told["distortion"].mean())
+
+
 # ---------------------------------------------------------------------------------------------- measures
 
 
@@ -362,14 +392,14 @@ def test_random_targets_are_the_image_s_own(images):
         ({"steps": 0}, "need"), ({"eps": -1.0}, "need"), ({"constant": -1.0}, "need"), ({"targets": 0}, "need"),
         ({"kl_weight": -1.0}, "need"),
         ({"known": 1}, "at least two classes"), ({"choice": "near"}, "did you mean nearest"),
-        ({"goal": "distanc"}, "did you mean distance"),
+        ({"goal": "distanc"}, "did you mean distance"), ({"price": "relativ"}, "did you mean relative"),
     ],
     ids=str,
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(name, wrong, said, images):
     if ("eps" in wrong) == (name == "target_code") and ("eps" in wrong or "constant" in wrong):
         return
-    if "constant" in wrong and name != "target_code":
+    if {"constant", "price"} & set(wrong) and name != "target_code":
         return
     radius = {"eps": 0.1} if name != "target_code" else {}
     with pytest.raises(ValueError, match=said):
@@ -402,16 +432,21 @@ class Drawing(Defense):
         return self.model.decode(latents)
 
 
-@pytest.mark.parametrize("name", ["latent_distance", "vae_loss", "target_code"])
-def test_of_a_defense_with_a_posterior_the_declared_rows_are_spent(name, images):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("latent_distance", {"eps": 0.1}), ("vae_loss", {"eps": 0.1}),
+        ("target_code", {}), ("target_code", {"price": "relative"}),
+    ],
+)  # fmt: skip
+def test_of_a_defense_with_a_posterior_the_declared_rows_are_spent(name, more, images):
     model = Curved()
     target = threat.through_codes(
         Drawing(), "autograd", eot=1, seed_parts=(), known=Split(model.known_images, model.known_labels)
     )
-    radius = {} if name == "target_code" else {"eps": 0.1}
-    found = attacked(name, target, images, steps=6, targets=2, choice="nearest", **radius)
+    found = attacked(name, target, images, steps=6, targets=2, choice="nearest", **more)
     info = catalog.ATTACKS[name]
-    forward, backward = info.cost(steps=6, targets=2)
+    forward, backward = info.cost(steps=6, targets=2, **more)
     once = info.once(known=len(model.known_labels), choice="nearest")
     assert (target.forward_rows, target.backward_rows) == (10 * forward + once, 10 * backward)
     with torch.no_grad():

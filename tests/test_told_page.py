@@ -52,6 +52,19 @@ def test_the_overpowered_attack_is_counted_over_its_strengths(html):
     assert "ρ = 1 10 90" in text and "pooled 10 75" in text and "right under every one 10 60" in text
 
 
+def test_images_far_away_are_shown_at_up_to_three_strengths(html):
+    """No ball holds them, so the pictures of the worst case within each radius leave them out."""
+    (told,) = re.findall(r'id="[^"]*-told-overpowered".*?(?=<h3|$)', html, flags=re.DOTALL)
+    strips = re.findall(r'<details class="showcase">.*?</details>', told, flags=re.DOTALL)
+    names = [text_of(strip).split("the first images")[0].strip() for strip in strips]
+    assert names[0] == "ρ = 1" and len(set(names)) == 3 and all(name.startswith("ρ = ") for name in names)
+    assert all(strip.count("<img") == 3 * strip.count("<figure") > 0 for strip in strips)
+
+
+def test_accuracy_falls_with_the_distance_that_counts(html):
+    assert 'aria-label="Accuracy where an image counts as attacked only within so much L2' in html
+
+
 def test_a_sweep_of_prices_becomes_a_curve_with_its_area(html):
     text = section(html, "target_code")
     assert "price 1/64" in text and "pooled" not in text

@@ -23,6 +23,7 @@ from bench.errors import unknown
 PIECE = 256  # known images that are encoded at once
 SOFTENING = 1e-4  # keeps the cross-entropy of a pixel that is drawn as 0 or 1 finite, and its gradient alive
 CHOICES = ("nearest", "random")
+PRICES = ("absolute", "relative")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def _squares(difference: Tensor) -> Tensor:
     return difference.flatten(1).square().sum(dim=1)
 
 
+def _or_one(sizes: Tensor) -> Tensor:
+    """The sizes (N,) to divide by; 1 for those that are no number above 0."""
+    return torch.where(sizes.isfinite() & (sizes > 0), sizes, 1.0)
+
+
 # ---------------------------------------------------------------------------------------------- attacks
 
 
@@ -149,7 +155,7 @@ def in_ball(
         raise ValueError(f"attacks towards an image need eps >= 0 and steps >= 1, got {eps}, {steps}")
     ball = balls.get(norm)
 
-    def search(centre: Tensor, objective: Callable[[Tensor], Tensor], look: _Look) -> tuple[Tensor, Tensor]:
+    def search(centre: Tensor, _: Tensor, objective: Callable[[Tensor], Tensor], look: _Look) -> _Searched:
         current, curve = centre, []
         best, lowest = centre, torch.full_like(centre[:, 0, 0, 0], torch.inf)
         for step in range(steps + 1):
@@ -178,12 +184,18 @@ def penalised(
     goal: str = "divergence",
     kl_weight: float = 1.0,
     constant: float = 1.0,
+    price: str = "absolute",
     steps: int = 100,
     targets: int = 1,
     choice: str = "random",
     known: int = 500,
 ) -> Attacked:
     """The image that minimises its distance from a target image's code + `constant` * |change|^2 within [0, 1].
+
+    What a constant is worth depends on how long codes are and how wide posteriors: where training put no weight on the
+    prior, divergences are a thousand times as large. With the `price` "relative" the goal counts as a share of what it
+    is between the clean image and its target, the change as a share of the way there: no change longer than
+    1 / sqrt(constant) of it is then worth its price.
 
     Tabacof et al.'s attack: the distance is the divergence of the posteriors (`goal` "divergence"), or the squared
     distance of the codes where there is none ("distance"); "as_published" is what their code computes. Kos et al.'s
@@ -201,10 +213,17 @@ def penalised(
     """
     if not constant >= 0 or steps < 1:
         raise ValueError(f"attacks towards an image need constant >= 0 and steps >= 1, got {constant}, {steps}")
+    if price not in PRICES:
+        raise unknown("price", price, PRICES)
 
-    def search(centre: Tensor, objective: Callable[[Tensor], Tensor], look: _Look) -> tuple[Tensor, Tensor]:
+    def search(centre: Tensor, target: Tensor, objective: Callable[[Tensor], Tensor], look: _Look) -> _Searched:
+        far = way = torch.ones_like(centre[:, 0, 0, 0])
+        if price == "relative":
+            with torch.no_grad():
+                far, way = _or_one(objective(centre) - objective(target)), _or_one(_squares(target - centre))
+
         def priced(changed: Tensor) -> Tensor:
-            return objective(changed) + constant * _squares(changed - centre)
+            return objective(changed) / far + constant * _squares(changed - centre) / way
 
         return minimise(partial(look, priced), centre, steps)
 
@@ -237,7 +256,8 @@ class _Look:
         )
 
 
-Search = Callable[[Tensor, Callable[[Tensor], Tensor], _Look], tuple[Tensor, Tensor]]
+_Searched = tuple[Tensor, Tensor]
+_Search = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor], _Look], _Searched]
 
 
 def _each_target(
@@ -246,7 +266,7 @@ def _each_target(
     labels: Tensor,
     draws: ImageDraws,
     goal: Callable[[Seen], Callable[[Tensor], Tensor]],
-    search: Search,
+    search: _Search,
     *,
     steps: int,
     targets: int,
@@ -255,9 +275,9 @@ def _each_target(
     stop_when_broken: bool,
     keeps_wrong: bool,
 ) -> Attacked:
-    """The best of one search an image and target; `search` maps clean images, what is to be minimised and how to look
-    at it to images and the values (steps + 1, N) on the way. With `keeps_wrong` an image that is wrong when clean is
-    returned so rather than as one that is right."""
+    """The best of one search an image and target; `search` maps clean images, target images, what is to be minimised
+    and how to look at it to images and the values (steps + 1, N) on the way. With `keeps_wrong` an image that is wrong
+    when clean is returned so rather than as one that is right."""
     with torch.no_grad():
         wrong, certain = _is_wrong(model, images, labels)
         clean = Seen.by(model, images)
@@ -268,7 +288,7 @@ def _each_target(
         start, watch, was_wrong = clean.rows(rows), Watch(images[rows]), wrong[rows]
         with torch.no_grad():
             target = Seen.by(model, model.known_images[index[rows]].to(images.dtype))
-        found, curve = search(start.images, goal(target), _Look(watch, was_wrong & certain))
+        found, curve = search(start.images, target.images, goal(target), _Look(watch, was_wrong & certain))
         with torch.no_grad():
             now_wrong = _is_wrong(model, found, labels[rows])[0]
             back = was_wrong & ~now_wrong & (certain and keeps_wrong)
