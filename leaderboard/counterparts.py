@@ -19,7 +19,7 @@ DEFENSES: Mapping[str, str] = MappingProxyType(
         "madry-adversarial-training": "pgd_training",
         "adversarial-training": "fgsm_training",
         "Identity VAE": "identity_vae",
-        "MAD-VAE vanilla (Defense-VAE)": "defense_vae",
+        "MAD-VAE vanilla (Defense-VAE)": "mad_vae_vanilla",
         "MAD-VAE classification": "mad_vae_classification",
         "MAD-VAE proximity-distance": "mad_vae_distance",
         "MAD-VAE combined": "mad_vae",

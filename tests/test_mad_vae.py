@@ -13,9 +13,10 @@ from bench.data import Dataset, Split
 from bench.progress import Progress
 from defenses import mad_vae, pairs
 from defenses.mad_vae import MADVAE, MADVAEClassification, MADVAEDistance
+from defenses.mad_vae_vanilla import MADVAEVanilla
 from defenses.vae import evidence_loss
 
-MODELS = (MADVAE, MADVAEClassification, MADVAEDistance)
+MODELS = (MADVAE, MADVAEClassification, MADVAEDistance, MADVAEVanilla)
 LABELS = torch.tensor([0, 2, 1, 2])
 
 
@@ -91,7 +92,7 @@ def test_each_model_builds_and_learns_on_images_of_any_size(cls, shape, monkeypa
     assert moved == set(before), "every part learns"
     images = tiny(shape).train.images[:3]
     assert defense.purify(images, seeded()).shape == images.shape
-    assert ("centres" in before) == (cls is not MADVAEClassification)
+    assert ("centres" in before) == (cls in (MADVAE, MADVAEDistance))
 
 
 def _weights(cls: type[MADVAE]) -> dict[str, float]:
@@ -122,6 +123,9 @@ def test_recipes_differ_where_the_papers_models_do():
     for name in ("fast", "paper"):
         assert asked.MADVAEClassification[name]["proximity_weight"] == 0
         assert asked.MADVAEDistance[name]["classification_weight"] == 0
+        assert not any(
+            asked.MADVAEVanilla[name][f"{loss}_weight"] for loss in ("classification", "proximity", "distance")
+        )
     assert [job.params.get("kappa") for job in mad_vae.PAPER_JOBS[-3:]] == [5, 10, 15]
 
 

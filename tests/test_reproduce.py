@@ -214,11 +214,13 @@ def test_what_is_asked_for_is_each_cell_once_and_the_bare_classifier_where_the_m
     nets = ("A", "B_madvae", "C", "D_madvae", "E")
     assert (clean.track, clean.defenses, clean.classifiers, clean.attacks) == ("clean", ("identity",), nets, ("none",))
     assert (attacked.track, attacked.classifiers, attacked.attacks) == ("gray_box", nets, ("fgsm",))
-    assert attacked.defenses[:2] == ("identity", "defense_vae") and len(attacked.defenses) == 5
+    assert attacked.defenses[:2] == ("identity", "mad_vae_vanilla") and len(attacked.defenses) == 5
     nobody = Installed(frozenset())
     assert reproduce.asks(found, nobody, EVERYTHING.defenses) == ()
-    clean, attacked = reproduce.asks(found, EVERYTHING, {"defense_vae"})
-    assert (clean.defenses, attacked.defenses) == (("identity",), ("defense_vae",)), "agreement needs the bare one, too"
+    clean, attacked = reproduce.asks(found, EVERYTHING, {"mad_vae_vanilla"})
+    assert (clean.defenses, attacked.defenses) == (("identity",), ("mad_vae_vanilla",)), (
+        "agreement needs the bare one, too"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- on paper
