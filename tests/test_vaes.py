@@ -56,9 +56,12 @@ def value(found: Asked, *batch: torch.Tensor) -> float:
 
 
 def spread(defense: VAEPurifier) -> VAEPurifier:
-    """The same with means and variances far from those of N(0, I)."""
+    """The same with means and variances far from those of N(0, I), and a decoder that feels them."""
     for head in (defense.vae.mean, defense.vae.log_variance):
         nn.init.normal_(head.bias, 0.5, 1, generator=seeded(2))
+    for layer in defense.vae.decoder:
+        if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0, 0.2, generator=seeded(2))
     return defense
 
 
