@@ -56,12 +56,15 @@ def value(found: Asked, *batch: torch.Tensor) -> float:
 
 
 def spread(defense: VAEPurifier) -> VAEPurifier:
-    """The same with means and variances far from those of N(0, I), and a decoder that feels them."""
+    """The same with means and variances far from those of N(0, I), and layers whose answers differ among images."""
     for head in (defense.vae.mean, defense.vae.log_variance):
         nn.init.normal_(head.bias, 0.5, 1, generator=seeded(2))
-    for layer in defense.vae.decoder:
-        if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+    for layer in [*defense.vae.encoder, *defense.vae.decoder]:
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0, 0.2, generator=seeded(2))
+    images = noise().test.images
+    means, variances = (array(part).std(axis=0).mean() for part in defense.posterior(images))
+    assert min(means, variances, array(defense.purify(images, seeded())).std(axis=0).mean()) > 0.01
     return defense
 
 
