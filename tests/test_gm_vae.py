@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
@@ -12,7 +13,7 @@ from torch import Generator, nn
 from bench import data, draws, evaluate, protocols, selective, training
 from bench.data import Dataset
 from bench.progress import Progress
-from defenses.gm_vae import GMVAE, GMVAEReclassify, GMVAESemi, GMVAEVariable
+from defenses.gm_vae import GMVAE, Found, GMVAEReclassify, GMVAESemi, GMVAEVariable
 from leaderboard import tables
 
 TINY = {"width": 4, "hidden": 16}
@@ -90,6 +91,39 @@ def test_the_chi_square_value_of_a_gaussian_refuses_its_tail():
     assert defense.farthest[0] == pytest.approx(math.sqrt(15.987), rel=1e-3)  # from a table, 10 degrees
 
 
+@pytest.mark.parametrize(("latent", "value"), [(10, 26.90), (32, 58.75), (100, 143.85)])
+def test_the_encoders_covariance_takes_all_codes_alike_by_its_constant_variance(latent, value):
+    """Distances over its deviation, against the chi-square value of the 3-sigma rule from a table. In 10 dimensions a
+    code may lie 0.0947 from its mean, however far the training codes are spread."""
+    defense = built(covariance="encoder", latent=latent).requires_grad_(False)
+    defense.encode = lambda images: images.flatten(1)[:, :latent]
+    images = torch.rand(60, 1, 28, 28, generator=Generator().manual_seed(1))
+    defense.set_thresholds(images)
+    assert (defense.farthest**2).tolist() == pytest.approx([value] * 10, rel=2e-4)
+    apart = np.linalg.norm(images.flatten(1)[:, None, :latent].numpy() - np.eye(10, latent), axis=2)
+    found = defense.class_scores(images, Generator())[:, :, 0].numpy()
+    assert np.allclose(found, apart / math.sqrt(1 / 3000) / math.sqrt(value), rtol=3e-3)
+    if latent == 10:
+        assert np.allclose(found, apart / 0.0947, rtol=3e-3)
+
+
+def test_the_decoders_threshold_is_three_deviations_above_each_classs_mean_error():
+    """Errors are the images' lengths, as nothing is decoded; class 2 has too few images, and gets those of all."""
+    defense = built()
+    defense.encode = lambda images: defense.means[images[:, 0, 0, 0].round().long()]
+    defense.decode = lambda codes: torch.zeros(len(codes), 1, 28, 28)
+    images = torch.rand(420, 1, 28, 28, generator=Generator().manual_seed(1))
+    images *= torch.linspace(0.1, 1, 420)[:, None, None, None]
+    labels = torch.tensor([0] * 150 + [1] * 250 + [2] * 20)
+    images[:, 0, 0, 0] = labels.float()
+    defense.set_thresholds(images)
+    errors = np.linalg.norm(images.flatten(1).double().numpy(), axis=1)
+    for k, mine in enumerate([errors[:150], errors[150:400], errors]):
+        assert float(defense.worst_error[k]) == pytest.approx(mine.mean() + 3 * mine.std(ddof=1), rel=1e-4)
+    found = defense.class_scores(images, Generator())[:, :3, 1]
+    assert torch.allclose(found, torch.as_tensor(errors)[:, None].float() / defense.worst_error[:3], rtol=1e-4)
+
+
 def test_the_score_is_the_larger_of_the_predicted_classs_two(fitted, few):
     images = few.validation.images[:30]
     scores = fitted.class_scores(images, Generator())
@@ -128,6 +162,28 @@ def test_refused_images_get_the_searchs_answer_and_accepted_ones_the_encoders(fi
     assert torch.equal(logits[~refused], encoders[~refused])
     assert torch.allclose(logits[refused], fitted.reclassify(images[refused]).logits)
     assert (fitted.rejection_score(images, Generator())[10:] > 1).all()  # no code explains noise: fooling images
+
+
+def test_after_a_search_the_smaller_score_counts_and_accepted_images_are_not_searched(monkeypatch):
+    defense = built(GMVAEReclassify).requires_grad_(False)
+    images = torch.rand(6, 1, 28, 28, generator=Generator().manual_seed(1))
+    errors = defense._error(images, defense.encode(images))
+    defense.worst_error[:] = errors.sort().values[1:3].mean()  # two are accepted, four refused
+    encoders = GMVAE.rejection_score(defense, images, Generator())
+    refused = encoders > 1
+    assert int(refused.sum()) == 4
+    found, asked = torch.tensor([0.5, 100.0, float(encoders[refused][2]) / 2, 100.0]), []
+
+    def reclassify(some):
+        asked.append(some)
+        return Found(torch.zeros(4, 10), torch.zeros(4, 10), found)
+
+    monkeypatch.setattr(defense, "reclassify", reclassify)
+    score = defense.rejection_score(images, Generator())
+    assert len(asked) == 1 and torch.equal(asked[0], images[refused])
+    assert torch.equal(score[~refused], encoders[~refused])
+    theirs = encoders[refused]
+    assert torch.equal(score[refused], torch.stack([found[0], theirs[1], found[2], theirs[3]]))
 
 
 def test_of_a_semi_supervised_one_only_so_many_labels_decide(few):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from trainings import asked
 
 from bench import training
 from bench.data import Dataset, Split
@@ -156,6 +157,63 @@ def test_one_training_step_moves_a_code_by_the_moving_average(images):
     size = 0.99 + 0.01 * counts
     smoothed = (size + 1e-5) / (size.sum() + 32e-5) * size.sum()
     assert torch.allclose(book.embed[0], (0.99 * before + 0.01 * sums) / smoothed[:, None], atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- the loss
+
+
+def test_the_loss_is_the_mean_squared_error_and_a_quarter_of_the_commitment(monkeypatch, images):
+    """A net that answers 0.5 and says 8 of its commitment."""
+    defense = build(epochs=1, batch_size=24)
+    nothing = 0 * next(defense.net.parameters()).sum()
+    monkeypatch.setattr(defense.net, "reconstruct", lambda some: (0.5 + 0 * some + nothing, 8 + nothing))
+    (found,) = asked(defense, noise_data((1, 28, 28)), generator())
+    error = float((images.double() - 0.5).square().mean())
+    assert found.batch_loss(images).item() == pytest.approx(error + 0.25 * 8, rel=1e-6)
+    heavier = build(commitment=0.5)
+    monkeypatch.setattr(heavier.net, "reconstruct", lambda some: (some, torch.tensor(8.0)))
+    (found,) = asked(heavier, noise_data((1, 28, 28)), generator())
+    assert found.batch_loss(images).item() == pytest.approx(0.5 * 8)
+
+
+def test_the_commitment_is_the_mean_squared_distance_to_the_nearest_codes_and_moves_the_encoder_alone(images):
+    defense = build()
+    latents, codes = defense.encode(images).detach() + 0.1, defense.net.quantizer.codebook.clone()
+    flat = latents.permute(0, 2, 3, 1).reshape(-1, 4)
+    apart = (flat[:, None] - codes).square().sum(dim=2).amin(dim=1)
+    defense.train().net.encoder = _Gives(latents.requires_grad_())
+    reconstruction, commitment = defense.net.reconstruct(images)
+    assert commitment.item() == pytest.approx(float(apart.mean()) / 4, rel=1e-5) and commitment > 1e-4
+    (gradient,) = torch.autograd.grad(commitment, latents, retain_graph=True)
+    nearest = codes[(flat[:, None] - codes).square().sum(dim=2).argmin(dim=1)].view(24, 7, 7, 4).permute(0, 3, 1, 2)
+    assert torch.allclose(gradient, 2 * (latents - nearest) / latents.numel(), atol=1e-8)
+    assert torch.autograd.grad(reconstruction.sum(), latents)[0].abs().max() > 0, "the error moves the encoder, too"
+    assert not any(one.requires_grad for one in defense.net.quantizer.parameters())
+
+
+class _Gives(nn.Module):
+    """Gives these latents, whatever the images."""
+
+    def __init__(self, latents):
+        super().__init__()
+        self.latents = latents
+
+    def forward(self, images):
+        return self.latents
+
+
+@pytest.mark.parametrize(("recipe", "rate", "width", "halfway"), [("paper", 2e-4, 128, 1), ("fast", 1e-3, 64, 0.5)])
+def test_the_recipes_have_the_numbers_of_the_reports_code_and_fast_half_its_width(recipe, rate, width, halfway):
+    with training.global_seed(0):
+        defense = VQVAE(nn.Flatten(), **VQVAE.recipes[recipe])
+    (found,) = asked(defense, noise_data((1, 28, 28)), generator())
+    assert type(found.options["optimizer"]) is torch.optim.Adam and found.rates == [rate]
+    assert (found.options["batch_size"], found.options["epochs"]) == (128, 6)
+    assert found.options["schedule"](0.5) == pytest.approx(halfway)
+    assert defense.commitment == 0.25 and defense.net.quantizer._codebook.decay == 0.99
+    assert defense.net.quantizer.codebook.shape == (512, 64)
+    sizes = [(one.out_channels, one.kernel_size[0]) for one in defense.net.encoder if isinstance(one, nn.Conv2d)]
+    assert sizes == [(width // 2, 4), (width, 4), (width, 3), (64, 1)]
 
 
 # ---------------------------------------------------------------------------------------------- the noise
