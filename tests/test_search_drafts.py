@@ -1,4 +1,4 @@
-"""The drafts for defenses whose purification is an inner loop: who attacks them how, in how many draws, at what cost."""
+"""The drafts for defenses whose purification is a search: who attacks them how, with how many draws, at what cost."""
 
 from __future__ import annotations
 
