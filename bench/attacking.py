@@ -106,9 +106,9 @@ def attacked_images(
     gradient was of no use, `rows` (forward, backward), `seconds` () that
     making them took, in whichever run that was, `failed` (); and what the attack `told` of each image, (N,) each.
 
-    Where memory runs out the rows are attacked in pieces (bench.memory), which changes nothing for a deterministic
-    defense; of a random one the draws under attack follow from the first row of each piece. Raises BenchError where a
-    single image does not fit.
+    Where memory runs out the rows are attacked in pieces (bench.memory). For a deterministic defense that changes no
+    more than the last digits, where a product's rounding depends on the size of a batch; of a random one the draws
+    follow from the first row of each piece. Raises BenchError where a single image does not fit.
     """
     spec, source = work.spec, work.source
     assert bool(spec.source) == (source is not None), f"{spec.slug} was given no source"

@@ -86,9 +86,9 @@ def score_chunk(
 ) -> tuple[Arrays, str]:
     """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing).
 
-    Where memory runs out the rows are scored in pieces (bench.memory), which changes nothing for a deterministic
-    defense; of a random one the draws follow from the first row of each piece. Raises BenchError where a single image
-    does not fit.
+    Where memory runs out the rows are scored in pieces (bench.memory). For a deterministic defense that changes no more
+    than the last digits, where a product's rounding depends on the size of a batch; of a random one the draws follow
+    from the first row of each piece. Raises BenchError where a single image does not fit.
     """
 
     def some(places: Tensor) -> tuple[Arrays, str]:

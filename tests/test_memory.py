@@ -125,6 +125,15 @@ def test_a_cell_in_pieces_is_the_cell_in_one_bit_for_bit(spec, examples, tmp_pat
     assert spec.track == "clean" or whole.outcomes.accuracy < 1, "the attack does something"
 
 
+def test_of_a_net_whose_rounding_depends_on_the_batch_only_last_digits_differ(examples, tmp_path):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)
+    net = nn.Sequential(*layers).eval().requires_grad_(False)
+    once = replace(APGD, params=(("steps", 1),))  # further steps would carry a rounded sign on
+    whole, pieces = (measured(Fills(net, fits=fits), once, examples, tmp_path / str(fits)).outcomes for fits in (N, 7))
+    assert np.allclose(whole.margin, pieces.margin, atol=1e-5) and np.array_equal(whole.correct, pieces.correct)
+
+
 def test_the_chunk_that_is_kept_is_the_one_of_the_whole(examples, tmp_path):
     for name, fits in (("whole", N), ("pieces", 5)):
         measured(Fills(Rows(), fits=fits), APGD, examples, tmp_path / name)
