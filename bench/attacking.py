@@ -1,6 +1,7 @@
 """Chunks of attacked images: made as a cell's work says, or found in the cache, with what was learned before.
 
-Where the defense makes an attack impossible, clean images marked as failed stand in for it.
+Where the defense makes an attack impossible, clean images marked as failed stand in for it. Where memory runs out, the
+images are attacked in smaller pieces.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import attacks, device, draws, seeds, threat, training
+from bench import attacks, device, draws, memory, seeds, threat, training
 from bench.cache import Arrays, ChunkCache
 from bench.catalog import ATTACKS
 from bench.data import Split
@@ -76,6 +77,8 @@ def lesson(work: Work, examples: Examples, cache: ChunkCache) -> Lesson:
             with untouched(_shared_net(work)), training.global_seed(seeds.derive(key)):
                 learned = learn(target, known.images, known.labels, generator=generator, **settings)
         except (Exception, SystemExit) as problem:
+            if memory.is_full(problem):
+                raise memory.ended(f"{_named(work)}, as the attack learned", problem) from None
             if not _runs_defense(work):
                 raise
             spent = (target.forward_rows, target.backward_rows)
@@ -102,8 +105,12 @@ def attacked_images(
     that the attack saw misclassified (all False where it keeps no track), `blocked` and `looks` (N,) how often the
     gradient was of no use, `rows` (forward, backward), `seconds` () that
     making them took, in whichever run that was, `failed` (); and what the attack `told` of each image, (N,) each.
+
+    Where memory runs out the rows are attacked in pieces (bench.memory). For a deterministic defense that changes no
+    more than the last digits, where a product's rounding depends on the size of a batch; of a random one the draws
+    follow from the first row of each piece. Raises BenchError where a single image does not fit.
     """
-    subject, spec, source = work.subject, work.spec, work.source
+    spec, source = work.spec, work.source
     assert bool(spec.source) == (source is not None), f"{spec.slug} was given no source"
     clean = examples.clean[rows]
     if isinstance(source, SourceNet) and source.problem:
@@ -114,6 +121,18 @@ def attacked_images(
     found = cache.read(key)
     if found is not None:
         return found, ""
+    pieces = memory.in_pieces(lambda some: _attacked(work, examples, some, before), rows, _named(work))
+    problem = next((said for _, said in pieces if said), "")
+    found = _joined([arrays for arrays, _ in pieces])
+    if problem:
+        return _no_images(clean, (int(found["rows"][0]), int(found["rows"][1])), float(found["seconds"])), problem
+    cache.write(key, found)
+    return found, ""
+
+
+def _attacked(work: Work, examples: Examples, rows: Tensor, before: Lesson) -> tuple[Arrays, str]:
+    """The images at `rows`, attacked together. A full memory is raised, whoever filled it."""
+    subject, spec, clean = work.subject, work.spec, examples.clean[rows]
     started = time.perf_counter()
     noise = _noise(work, examples, rows)
     target = _target(work, examples, int(rows[0]))
@@ -128,11 +147,11 @@ def attacked_images(
     ):
         settings["stop_when_broken"] = True  # the attacked pipeline is the scored one, and one answer is proof
     try:
-        with untouched(_shared_net(work)), training.global_seed(seeds.derive(key)):
+        with untouched(_shared_net(work)), training.global_seed(seeds.derive(images_key(work, examples, rows))):
             labels = threat.predictions(target, clean.images) if spec.predicts_labels else clean.labels
             result = function(target, clean.images, labels, draws=noise, **settings)
     except (Exception, SystemExit) as problem:
-        if not _runs_defense(work):
+        if memory.is_full(problem) or not _runs_defense(work):
             raise
         spent = (target.forward_rows, target.backward_rows)
         return _no_images(clean, spent, _since(started, clean)), f"under attack: {_said(problem)}"
@@ -142,9 +161,22 @@ def attacked_images(
         step_of_success=torch.where(right, result.step_of_success, 0),
         broken=None if result.broken is None else result.broken & right,
     )
-    found = _arrays(result, (target.forward_rows, target.backward_rows), _since(started, clean))
-    cache.write(key, found)
-    return found, ""
+    return _arrays(result, (target.forward_rows, target.backward_rows), _since(started, clean)), ""
+
+
+def _joined(pieces: Sequence[Arrays]) -> Arrays:
+    """The arrays of pieces that were attacked one after the other, as those of one; without images where one failed."""
+    if len(pieces) == 1:
+        return pieces[0]
+    joined = {"rows": np.sum([piece["rows"] for piece in pieces], axis=0)}
+    joined |= {"seconds": np.array(sum(float(piece["seconds"]) for piece in pieces))}
+    joined |= {"failed": np.array(any(bool(piece["failed"]) for piece in pieces))}
+    if joined["failed"]:
+        return joined
+    per_image = [name for name in pieces[0] if name not in joined]
+    return joined | {
+        name: np.concatenate([piece[name] for piece in pieces], axis=int(name == "losses")) for name in per_image
+    }
 
 
 def _settings(spec: AttackSpec) -> dict[str, object]:
@@ -166,6 +198,11 @@ def _runs_defense(work: Work) -> bool:
     """Whether code of the defense is run while it is attacked: then what is raised is the defense's failure."""
     own_net = work.subject.attacked_weights != work.subject.classifier_weights
     return work.source is None and (work.spec.knows_defense or own_net)
+
+
+def _named(work: Work) -> str:
+    """The defense and the cell, for errors."""
+    return f"{work.subject.name}, {work.spec.slug}"
 
 
 def _said(problem: BaseException) -> str:

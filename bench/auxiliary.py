@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Generator, Tensor, nn
 
-from bench import plugins, seeds, substitutes, surrogate, training
+from bench import memory, plugins, seeds, substitutes, surrogate, training
 from bench import sources as origins
 from bench.class_change import Judge
 from bench.data import Dataset
@@ -77,6 +77,8 @@ def imitation_of(name: str, subject: Subject, dataset: Dataset, progress: Progre
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
+        if memory.is_full(problem):
+            raise memory.ended(f"{subject.name}, asked for labels", problem) from problem
         return SourceNet(nn.Identity(), "", problem=f"asked for labels: {type(problem).__name__}: {problem}")
 
 
@@ -94,6 +96,8 @@ def with_surrogate(subject: Subject, dataset: Dataset, progress: Progress) -> Su
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
+        if memory.is_full(problem):
+            raise memory.ended(f"the surrogate of {subject.name}", problem) from problem
         progress.say(f"no surrogate of {subject.name}: {type(problem).__name__}: {problem}")
         return subject
     return replace(subject, surrogate=imitation)

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 
-from bench.protocol import ROUTES, THRESHOLDS, AttackSpec, Effort, Norm, Protocol, Route, Track, Value
+from bench.protocol import (
+    ROUTES,
+    THRESHOLDS,
+    AttackSpec,
+    Effort,
+    Norm,
+    Protocol,
+    Route,
+    Thresholds,
+    Track,
+    Value,
+)
 
 NORMAL = (("restarts", 1), ("step_size", 0.01), ("steps", 40))  # PGD of the papers
 STEADY = (("step_size", 0.01), ("steps", 40))  # and their I-FGSM and MI-FGSM
@@ -338,38 +349,73 @@ def _latent(dataset: str, r: _Radii) -> Protocol:
     )  # fmt: skip
 
 
-def _in_a_hurry(radii: tuple[float, ...], steps: int, last_steps: int, eot: int) -> list[AttackSpec]:
-    """Attackers of an inner search, who ask it in a hurry but for the last steps: among pixels, and among the codes of
-    a decoder with an encoder or without."""
-    params: tuple[tuple[str, Value], ...] = (("eot", eot), ("last_steps", last_steps), ("steps", steps))
-    among: tuple[tuple[str, Track], ...] = (
-        ("hurried_apgd", "white_box"), ("searched_ball", "latent"), ("latent_ball", "latent"),
-    )  # fmt: skip
-    return [
-        AttackSpec(attack, track, "linf", eps, params, route)
-        for attack, track in among
-        for eps in radii
-        for route in ROUTES[:2]
+CODE_STEPS, CODE_RESTARTS = 200, 4  # of an attack on a search by way of the codes; as many steps again among pixels
+
+
+def _in_a_hurry(
+    radii: tuple[float, ...], hard: tuple[float, ...], steps: int, last_steps: int, eot: int
+) -> list[AttackSpec]:
+    """Attackers of an inner search, who ask it in a hurry but for the last steps: among pixels, at random and from what
+    fools the classifier alone, and among the codes of a decoder with an encoder or without.
+
+    Those that start from a blind attack count in the worst case and are no evidence: beside them nobody could tell a
+    blind attacker who does better than one who sees the defense.
+    """
+    common: tuple[tuple[str, Value], ...] = (("eot", eot), ("last_steps", last_steps))
+    usual, warm = (*common, ("steps", steps)), (*common, ("start", "gray_box"), ("steps", steps))
+    codes = (*common, ("restarts", CODE_RESTARTS), ("steps", 2 * CODE_STEPS))
+    specs = []
+    for eps in radii:
+        for route in ROUTES[:2]:
+            specs.append(AttackSpec("hurried_apgd", "white_box", "linf", eps, usual, route))
+            specs.append(AttackSpec("hurried_apgd", "white_box", "linf", eps, warm, route, variant="warm"))
+            if eps in hard:
+                specs.append(AttackSpec("hurried_apgd_ce", "white_box", "linf", eps, usual, route))
+            specs += [AttackSpec(one, "latent", "linf", eps, codes, route) for one in ("searched_ball", "latent_ball")]
+    return specs
+
+
+def _hurried_checks(
+    hard: tuple[float, ...], wide: float, steps: int, last_steps: int, queries: int, eot: int
+) -> list[AttackSpec]:
+    """As `_checks`, for attackers in a hurry: one step asks the whole defense."""
+    common: tuple[tuple[str, Value], ...] = (("eot", eot), ("last_steps", last_steps))
+    one, asked = (("eot", eot),), (("eot", eot), ("queries", queries))
+    twice, short = ((*common, ("steps", count)) for count in (2 * steps, 20))
+    specs = [AttackSpec("fgsm", "white_box", "linf", eps, one, route) for eps in hard for route in ROUTES[:2]]
+    for eps in hard:
+        specs.append(AttackSpec("hurried_apgd", "white_box", "linf", eps, twice, "autograd", variant="twice"))
+        specs.append(AttackSpec("square", "query", "linf", eps, asked))
+    specs += [
+        AttackSpec("hurried_apgd", "white_box", "linf", wide, short, route, variant="wide") for route in ROUTES[:2]
     ]
+    return specs
 
 
 def _search(dataset: str, r: _Radii) -> Protocol:
     """For defenses whose purification is an inner loop: few images, since each answer is dear, and attackers who know
-    how to go on with that."""
-    radii = tuple(r.linf[i] for i in (1, 3, 4))
-    seen = [AttackSpec("none", "clean")]
-    seen += [AttackSpec("fgsm", "gray_box", "linf", eps) for eps in radii]
-    seen += [AttackSpec("pgd", "gray_box", "linf", eps, NORMAL) for eps in radii]
+    how to go on with that. Some are random without being a search, so that nobody is asked for less than 4 draws."""
+    radii, eot = tuple(r.linf[i] for i in (1, 3, 4)), 4
+    hard = tuple(eps for eps in r.hard if eps in radii)
+    shown = _transfer(("defense_gan_encoder",), hard, 40)  # the same generator, along a gradient that is true
+
+    def attacks(steps: int, last_steps: int, queries: int, *, stochastic: bool = True) -> tuple[AttackSpec, ...]:
+        return (
+            *_blind(radii, stochastic=stochastic), *shown, *_in_a_hurry(radii, hard, steps, last_steps, eot),
+            *_hurried_checks(hard, r.wide, steps, last_steps, queries, eot),
+        )  # fmt: skip
+
     return Protocol(
         id=f"{dataset}-search-v1-draft", dataset=dataset, n_examples=50, linf_radii=radii, ranked=False,
-        headline_radii=tuple(eps for eps in r.hard if eps in radii),
+        headline_radii=hard,
         purpose="Attacks on defenses that search: most steps on a cheaper search, the last ones on the whole one.",
-        attacks=(*seen, *_in_a_hurry(radii, 100, 10, 1)),
+        attacks=attacks(100, 10, 200, stochastic=False),
         efforts=(
-            Effort("cheap", True, 50, (*seen, *_in_a_hurry(radii, 50, 10, 4)), 5, 10),
-            Effort("medium", True, 20, (*seen, *_in_a_hurry(radii, 40, 4, 1)), 1, 2),
-            Effort("search", True, 20, (*seen, *_in_a_hurry(radii, 40, 4, 1)), 1, 2),
+            Effort("cheap", True, 50, attacks(50, 10, 200), 5, 10),
+            Effort("medium", True, 20, attacks(40, 10, 100), 5, 10),
+            Effort("search", True, 20, attacks(40, 5, 100), 2, 4),
         ),
+        thresholds=Thresholds(random_images=20),  # no cell has more
     )  # fmt: skip
 
 

@@ -115,10 +115,20 @@ def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int,
     return 1 + forward, backward
 
 
-def _hurried(steps: int = 40, restarts: int = 1, last_steps: int = 10, **other: object) -> tuple[int, int]:
-    """As `_iterative` in a hurry, and once more for the last steps."""
+def _hurried(
+    steps: int = 40, restarts: int = 1, last_steps: int = 10, start: str = "random", **other: object
+) -> tuple[int, int]:
+    """As `_iterative` in a hurry, and once more for the last steps; where it starts blind, that too, and two looks at
+    where the last steps begin."""
     forward, backward = _iterative(40)(steps, restarts)
-    return forward + last_steps + 1, backward + last_steps
+    blind_forward, blind_backward = _blind_start(start)
+    looks = 2 if start == "gray_box" else 0
+    return forward + last_steps + 1 + blind_forward + looks, backward + last_steps + blind_backward
+
+
+def _blind_start(start: str = "random", **other: object) -> tuple[int, int]:
+    """Of `_hurried`: PGD of 40 steps on the bare classifier."""
+    return _iterative(40)() if start == "gray_box" else (0, 0)
 
 
 def _through_codes(steps: int = 100, restarts: int = 1, last_steps: int = 0, **other: object) -> tuple[int, int]:
@@ -317,7 +327,14 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
         "hurried_apgd": AttackInfo(
             "bench.attacks.hurried:hurried_apgd", 1, ("linf", "l2"),
             "Auto-PGD on the margin of a defense in a hurry, the last steps on the whole one",
-            "https://arxiv.org/abs/1802.00420", cost=_hurried, hurried=_iterative(40),
+            "https://arxiv.org/abs/1802.00420", cost=_hurried, undrawn=_blind_start, hurried=_iterative(40),
+            fixed={"loss": "margin"},
+        ),
+        "hurried_apgd_ce": AttackInfo(
+            "bench.attacks.hurried:hurried_apgd", 1, ("linf", "l2"),
+            "Auto-PGD on the cross-entropy of a defense in a hurry, the last steps on the whole one",
+            "https://arxiv.org/abs/1802.00420", cost=_hurried, undrawn=_blind_start, hurried=_iterative(40),
+            fixed={"loss": "cross_entropy"},
         ),
         "fab": AttackInfo(
             "bench.attacks.fab:fab", 1, ("linf", "l2"), "Fast adaptive boundary attack (Croce and Hein 2020)",

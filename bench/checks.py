@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import classifiers, cost, data, draws, training
+from bench import classifiers, cost, data, draws, memory, training
 from bench.data import Dataset
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError
@@ -514,7 +514,8 @@ class Finding:
 
 
 def run(cls: type[Defense], images: Tensor | None = None) -> Iterator[Finding]:
-    """Run every check on a class, one after the other; a check that crashes is a finding too."""
+    """Run every check on a class, one after the other; a check that crashes is a finding too. Raises BenchError where
+    memory runs out."""
     batch = sixteen_digits() if images is None else images
     for check in ALL:
         meaning = (check.__doc__ or "").strip().splitlines()[0]
@@ -524,6 +525,8 @@ def run(cls: type[Defense], images: Tensor | None = None) -> Iterator[Finding]:
         except ContractError as broken:
             problem = str(broken)
         except (Exception, SystemExit) as crash:
+            if memory.is_full(crash):
+                raise memory.ended(f"{cls.__name__}, held to its contract", crash) from crash
             problem = f"{type(crash).__name__}: {crash}"
         yield Finding(check.__name__.removeprefix("check_"), meaning, problem)
 

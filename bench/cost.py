@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench import draws
+from bench import draws, memory
 from bench.defense import Defense
 from bench.protocol import BUDGETS, Budget
 
@@ -46,7 +46,8 @@ def purification_units(defense: Defense, classifier: nn.Module, images: Tensor) 
     Floating-point operations of products and convolutions plus one for each number that any other operation returns,
     counted while the defense answers `images` (N, C, H, W), in relation to the same count of the classifier: the same
     on every machine. Of several sizes of batch, with gradients on and off, the least counts: a costlier class is
-    attacked with less effort, so nobody may buy it. 0 where the defense fails, as it then does in its cells.
+    attacked with less effort, so nobody may buy it. 0 where the defense fails, as it then does in its cells; a full
+    memory is raised.
     """
 
     def unit(n: int) -> float:
@@ -66,7 +67,9 @@ def purification_units(defense: Defense, classifier: nn.Module, images: Tensor) 
     try:
         least = min(answer(n, gradients) - bare(n) for n in sizes for gradients in (False, True))
         return max(0.0, least) / unit(sizes[-1])
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as problem:
+        if memory.is_full(problem):
+            raise
         return 0.0
 
 

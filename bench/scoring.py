@@ -1,18 +1,20 @@
 """Chunks of scores: the real defense in a fresh forward pass on stored images, each judged against its true label.
 
-Failure never helps: an image that the defense has no sound answer to counts as wrong.
+Failure never helps: an image that the defense has no sound answer to counts as wrong. A machine with too little memory
+is no failure of the defense: there it is asked about fewer images at once.
 """
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from bench import draws, seeds, training
+from bench import draws, memory, seeds, training
 from bench.attacks import losses
 from bench.cache import Arrays
 from bench.defense import Defense, has_door
@@ -82,10 +84,32 @@ def _described(value: object) -> str:
 def score_chunk(
     subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor, images: Arrays
 ) -> tuple[Arrays, str]:
-    """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing)."""
+    """What happened to one chunk of stored images, and what the defense did wrong ("" if nothing).
+
+    Where memory runs out the rows are scored in pieces (bench.memory). For a deterministic defense that changes no more
+    than the last digits, where a product's rounding depends on the size of a batch; of a random one the draws follow
+    from the first row of each piece. Raises BenchError where a single image does not fit.
+    """
+
+    def some(places: Tensor) -> tuple[Arrays, str]:
+        return _scored(subject, protocol, spec, examples, rows[places], images["images"][places.cpu().numpy()])
+
+    everyone = torch.arange(len(rows), device=rows.device)
+    pieces = memory.in_pieces(some, everyone, f"{subject.name}, {spec.slug}")
+    whole: dict[str, NDArray[Any]] = {"seconds": np.array(sum(float(arrays["seconds"]) for arrays, _ in pieces))}
+    for name in pieces[0][0].keys() - whole:
+        parts = [arrays[name] for arrays, _ in pieces]
+        whole[name] = np.concatenate(parts, axis=int(name == "exhibits"))
+    return whole, "; ".join(dict.fromkeys(error for _, error in pieces if error))
+
+
+def _scored(
+    subject: Subject, protocol: Protocol, spec: AttackSpec, examples: Examples, rows: Tensor, images: NDArray[Any]
+) -> tuple[Arrays, str]:
+    """The images at `rows`, (N, C, H, W) as attacked, scored together. A full memory is raised, whoever filled it."""
     started = time.perf_counter()
     clean, place = examples.clean[rows], examples.indices.device
-    attacked = torch.from_numpy(images["images"]).to(place)
+    attacked = torch.from_numpy(images).to(place)
     if not bool((attacked.isfinite() & (attacked >= 0) & (attacked <= 1)).all()):
         raise AssertionError(f"{spec.slug} left [0, 1]: a bug in the attack, not in the defense")
     distance = (attacked.double() - clean.images.double()).flatten(1)
@@ -124,6 +148,8 @@ def score_chunk(
                 if draw == 0:
                     predicted, shown = found, purified
     except (Exception, SystemExit) as problem:  # whatever a defense does wrong, it never gains by it
+        if memory.is_full(problem):
+            raise
         error = f"{type(problem).__name__}: {problem}"
         right, kept, selection, rejection = (torch.zeros(n, device=place) for _ in range(4))
         accepted = torch.full((n,), float(n_draws), device=place)

@@ -177,8 +177,8 @@ def measure(
                     first_seconds=first[runner.name],
                     measures=tuple(sorted(measures[runner.name], key=lambda one: one.batch)),
                     units=float(f"{runner.units:.4g}"), passes=_passes(runner, images[:1]),
-                    peak_memory_mb=round(_peak(runner, _several(images, largest)), 3), peak_memory_batch=largest,
-                    score=runner.score,
+                    peak_memory_mb=round(peak_memory_mb(runner.answer, _several(images, largest)), 3),
+                    peak_memory_batch=largest, score=runner.score,
                 )
             )  # fmt: skip
             advance(1)
@@ -204,7 +204,7 @@ def _passes(runner: Runner, image: Tensor) -> dict[str, Passes]:
     return {name: Passes(forward=ahead, backward=back) for name, (ahead, back) in counted.items()}
 
 
-def _peak(runner: Runner, images: Tensor) -> float:
+def peak_memory_mb(answer: Answer, images: Tensor) -> float:
     """What one answer holds at once beyond the weights, in MiB: as the GPU's allocator says, or, on CPU, of tensors."""
     generator = draws.generator(images.device, "timing", "memory")
     if images.is_cuda:
@@ -212,11 +212,11 @@ def _peak(runner: Runner, images: Tensor) -> float:
         before = torch.cuda.memory_allocated(images.device)
         torch.cuda.reset_peak_memory_stats(images.device)
         with torch.no_grad():
-            runner.answer(images.clone(), generator)
+            answer(images.clone(), generator)
         torch.cuda.synchronize(images.device)
         return float(torch.cuda.max_memory_allocated(images.device) - before) / 2**20
     with torch.no_grad(), cost.Held() as held:
-        runner.answer(images.clone(), generator)
+        answer(images.clone(), generator)
     return float(held.peak) / 2**20
 
 

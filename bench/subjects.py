@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import checks, cost, rejection, seeds, training
+from bench import checks, cost, memory, rejection, seeds, training
 from bench import weights as files
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, settings, source_hash
@@ -86,6 +86,8 @@ def trained_subject(
     except BenchError:  # the disk, not the defense
         raise
     except (Exception, SystemExit) as problem:
+        if memory.is_full(problem):
+            raise memory.ended(f"{name} was not {stage}", problem) from problem
         reason = f"not {stage}: {type(problem).__name__}: {problem}"
         progress.say(f"{name} is {reason}")
         built = Unusable(mine, reason=reason)

@@ -42,10 +42,14 @@ class Target:
     """
 
     def __init__(
-        self, logits: Callable[[Tensor], Tensor], in_a_hurry: Callable[[Tensor], Tensor] | None = None
+        self,
+        logits: Callable[[Tensor], Tensor],
+        in_a_hurry: Callable[[Tensor], Tensor] | None = None,
+        classifier: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._logits = logits
         self._in_a_hurry = in_a_hurry or logits
+        self._classifier = classifier
         self.forward_rows = 0
         self.backward_rows = 0
 
@@ -56,6 +60,12 @@ class Target:
         """Logits of the same model in a hurry, of the same shape; its rows count as any other. What cannot hurry is
         asked as a whole."""
         return self._answered(self._in_a_hurry, images)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits of the bare classifier, (N, K). Raises ValueError where the attacker is not given it."""
+        if self._classifier is None:
+            raise ValueError("this target has no bare classifier beside its logits")
+        return self._answered(self._classifier, images)
 
     def _answered(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         logits = model(images.clone())
@@ -88,7 +98,7 @@ def white_box(
         return _door(asked, route, "white-box route", surrogate=_imitated(asked, surrogate))
 
     whole = _folded(defense, answers(defense), eot, seed_parts)
-    return Target(whole, _in_a_hurry(defense, answers, eot, seed_parts))
+    return Target(whole, _in_a_hurry(defense, answers, eot, seed_parts), defense.classifier)
 
 
 def acceptance(defense: Defense, route: str, *, threshold: float, eot: int, seed_parts: tuple[object, ...]) -> Target:
@@ -145,13 +155,9 @@ class Codes(Target):
         known: Split,
         in_a_hurry: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(logits, in_a_hurry)
+        super().__init__(logits, in_a_hurry, defense.classifier)
         self._defense = defense
         self.known_images, self.known_labels = known.images, known.labels
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits of the bare classifier, (N, K)."""
-        return self._counted(self._defense.classifier(images.clone()))
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (N, ...)."""

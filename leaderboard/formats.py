@@ -28,7 +28,7 @@ _PUBLISHED = {
     "deepfool": "DeepFool", "apgd_margin": "APGD margin", "apgd_t": "APGD targeted", "square": "Square",
     "towards_class": "Towards a class", "fooling": "Fooling images", "vae_loss": "VAE loss",
     "overpowered": "Overpowered", "latent_ball": "Latent ball", "searched_ball": "Latent ball, searched",
-    "hurried_apgd": "APGD in a hurry", "latent_distance": "Latent distance",
+    "hurried_apgd": "APGD in a hurry", "hurried_apgd_ce": "APGD-CE in a hurry", "latent_distance": "Latent distance",
     "target_code": "Target code", "universal": "Universal change", "latent_classifier": "Classifier of codes",
     "lagrangian_pgd": "Lagrangian PGD", "orthogonal_pgd": "Orthogonal PGD",
     "accepted_square": "Square, accepted",

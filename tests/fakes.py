@@ -204,6 +204,32 @@ class TrainsAtTest(Fake):
         return self.norm.train()(images).sigmoid()
 
 
+class Fills(Fake):
+    """Has memory for no more than `fits` images at once; squares them, so that each image's answer is its own."""
+
+    differentiable = True
+
+    def __init__(self, classifier: nn.Module, *, fits: int = 5, on_cpu: bool = False) -> None:
+        super().__init__(classifier)
+        self.fits, self.on_cpu = fits, on_cpu
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        if len(images) > self.fits:
+            full = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
+            raise RuntimeError(full) if self.on_cpu else torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return images**2
+
+
+class FillsAtRandom(Fills):
+    """The same behind noise."""
+
+    stochastic = True
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        return (super().purify(images, generator) + 0.3 * noise).clamp(0, 1)
+
+
 def random_net(pixels: int, hidden: int, between: nn.Module) -> nn.Module:
     """A net of two layers and 6 classes in float64, so that the size of a batch leaves no trace in the last digits."""
     generator = torch.Generator().manual_seed(0)

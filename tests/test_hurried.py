@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 
 from bench import attack_cost, attacks, catalog, draws, evaluate, protocols, threat
 from bench.attacks import Attacked, latent_ball, losses
-from bench.boards import PROTOCOLS
 from bench.data import Split
 from bench.defense import Defense
 from bench.protocol import AttackSpec
@@ -207,7 +206,8 @@ class TestTheLastSteps:
         [
             ("hurried_apgd", {"eps": -1.0}), ("hurried_apgd", {"steps": 0}), ("hurried_apgd", {"last_steps": 0}),
             ("hurried_apgd", {"restarts": 0}), ("searched_ball", {"search_steps": 0}), ("searched_ball", {"starts": 0}),
-            ("searched_ball", {"last_steps": -1}), ("latent_ball", {"start": "anywhere"}),
+            ("hurried_apgd", {"start": "clean"}), ("searched_ball", {"last_steps": -1}),
+            ("latent_ball", {"start": "anywhere"}),
         ],
         ids=str,
     )  # fmt: skip
@@ -216,12 +216,75 @@ class TestTheLastSteps:
             attacked(name, Searches(), images, **{"eps": 0.1, **wrong})
 
 
+class TestABlindStart:
+    """In a hurry the defense takes images for their negatives, which leads astray; the classifier alone does not."""
+
+    SETTINGS = {"eps": 0.05, "steps": 12, "last_steps": 1}
+
+    @staticmethod
+    def blind(images: tuple[Tensor, Tensor], eps: float, norm: str = "linf", step_size: float = 0.01) -> Attacked:
+        return attacks.get("pgd")(
+            TwoClasses(), *images, eps=eps, norm=norm, steps=40, step_size=step_size, draws=noise(len(images[0]))
+        )
+
+    @pytest.mark.parametrize("name", ["hurried_apgd", "hurried_apgd_ce"])
+    @pytest.mark.parametrize("stop", [False, True])
+    def test_what_the_blind_attack_breaks_is_broken_image_by_image(self, name, stop, images):
+        whole = target(OtherWhenHurried(), images[0])
+        blind = losses.is_broken(whole(self.blind(images, 0.05).images), images[1])
+        cold, warm = (
+            attacked(name, OtherWhenHurried(), images, **self.SETTINGS, start=start, stop_when_broken=stop)
+            for start in ("random", "gray_box")
+        )
+        assert 5 < blind.sum() < 20 and bool((blind & ~cold.broken).any()), "a start at random falls short of it"
+        assert bool((warm.broken | ~blind).all())
+        assert torch.equal(losses.is_broken(whole(warm.images), images[1]), warm.broken)
+        assert (warm.images - images[0]).abs().max() <= 0.05 + 1e-9
+
+    def test_it_loses_nothing_where_a_hurry_shows_the_way(self, images):
+        defense, shown = Searches(inverts=True), (1 - images[0], images[1])
+        settings = {"eps": 0.09, "steps": 40, "last_steps": 3, "start": "gray_box"}
+        found = attacked("hurried_apgd", defense, shown, **settings)
+        assert torch.equal(found.broken, breakable(shown[0], 0.09)), "though the blind attack leads the wrong way"
+
+    def test_it_stays_in_an_l2_ball_and_goes_on_at_random_in_further_restarts(self, images):
+        blind = self.blind(images, 0.2, "l2").images
+        settings = {"eps": 0.2, "norm": "l2", "steps": 12, "last_steps": 1, "start": "gray_box"}
+        found = attacked("hurried_apgd", OtherWhenHurried(), images, **settings, restarts=3)
+        assert (found.images - images[0]).flatten(1).norm(dim=1).max() <= 0.2 + 1e-9
+        broken = losses.is_broken(target(OtherWhenHurried(), images[0])(blind), images[1])
+        assert broken.any() and bool((found.broken | ~broken).all())
+
+    def test_a_target_without_a_classifier_says_so(self, images):
+        with pytest.raises(ValueError, match="no bare classifier"):
+            threat.Target(TwoClasses()).classify(images[0])
+
+    def test_a_random_defense_begins_where_its_mean_loss_is_higher(self, images):
+        class Random(OtherWhenHurried):
+            stochastic = True
+
+        asked = threat.white_box(Random(), "autograd", eot=3, seed_parts=())
+        settings = {**self.SETTINGS, "start": "gray_box", "draws": noise(20)}
+        found = attacks.get("hurried_apgd")(asked, *images, **settings)
+        assert not found.broken.any(), "one lucky draw proves nothing"
+        blind = self.blind(images, 0.05).images
+        whole = target(Random(), images[0])
+        one, other = (losses.true_gap(whole(some), images[1]) for some in (found.images, blind))
+        assert bool((one <= other + 1e-9).all())
+
+
 class TestWhatIsSpent:
-    @pytest.mark.parametrize("name", ["hurried_apgd", "searched_ball"])
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("hurried_apgd", {}), ("hurried_apgd", {"start": "gray_box"}),
+            ("searched_ball", {"search_steps": 7, "starts": 2}),
+        ],
+        ids=str,
+    )  # fmt: skip
     @pytest.mark.parametrize("restarts", [1, 2])
-    def test_rows_of_both_phases_are_counted_and_declared(self, name, restarts, images):
-        params = {"steps": 6, "last_steps": 3, "restarts": restarts}
-        params |= {"search_steps": 7, "starts": 2} if name == "searched_ball" else {}
+    def test_rows_of_both_phases_are_counted_and_declared(self, name, more, restarts, images):
+        params = {"steps": 6, "last_steps": 3, "restarts": restarts, **more}
         defense = Searches(inverts=True)
         asked = target(defense, images[0], "bpda")
         attacks.get(name)(asked, *images, eps=0.001, draws=noise(20), **params)
@@ -230,7 +293,7 @@ class TestWhatIsSpent:
         assert (asked.forward_rows, asked.backward_rows) == (20 * forward, 20 * backward)
         quick, alone = attack_cost.hurried(spec)[0], catalog.ATTACKS[name].undrawn(**params)[0]
         assert (defense.quick.rows_seen, defense.rows_seen) == (20 * quick, 20 * (forward - quick - alone))
-        assert defense.rows_seen == 20 * 4
+        assert defense.rows_seen == 20 * (4 + 2 * ("start" in more))
 
     def test_a_random_defense_answers_a_hurried_attack_in_as_many_draws(self, images):
         class Random(Searches):
@@ -272,18 +335,3 @@ def test_a_cell_is_scored_on_the_whole_and_says_what_both_phases_spent(tmp_path)
     plain = evaluate(OwnLoop, asked, records=tmp_path, contract=False)
     assert len(plain) == 3, "who cannot hurry is attacked all the same"
     assert float(plain[2].outcomes.correct.mean()) < 0.2
-
-
-@pytest.mark.parametrize("dataset", catalog.DATASETS)
-def test_the_drafts_ask_every_kind_of_defense_in_a_hurry_and_among_codes(dataset):
-    chosen = PROTOCOLS[f"{dataset}-search-v1-draft"]
-    for budget in ("cheap", "medium", "search"):
-        for stochastic in (False, True):
-            view = chosen.effort(budget, stochastic=stochastic)
-            for name in ("hurried_apgd", "searched_ball", "latent_ball"):
-                mine = [spec for spec in view.attacks if spec.attack == name]
-                assert {spec.eps for spec in mine} == set(chosen.linf_radii)
-                assert {spec.route for spec in mine} == {"autograd", "bpda"}
-                assert all(dict(spec.params)["last_steps"] >= 3 for spec in mine)
-    without = chosen.effort("medium", stochastic=True, doors=())
-    assert {spec.track for spec in without.attacks} == {"clean", "gray_box", "white_box"}, "nobody is spared"

@@ -40,15 +40,15 @@ class Hurrying(Protocol):
     def hurried(self, images: Tensor) -> Tensor:
         """Logits of the defense in a hurry, of the same shape."""
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits of the classifier behind the defense alone, (N, K)."""
+
 
 class ThroughCodes(Hurrying, Protocol):
     """A model whose encoder and decoder the attacker uses, beside its logits (bench.threat.through_codes)."""
 
     known_images: Tensor  # (M, C, H, W), images that the attacker has, of the data the defense was made for
     known_labels: Tensor  # int64 (M,)
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits of the classifier behind the defense alone, (N, K)."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (N, ...) of images (N, C, H, W)."""

@@ -31,6 +31,10 @@ class ChildError(RuntimeError):
     """The child raised, died, hung, used too much, or sent what is no answer. The message says which."""
 
 
+class ChildMemoryError(ChildError, MemoryError):
+    """The child says that memory ran out and lives on: it may be asked about fewer images (bench.memory)."""
+
+
 class Channel:
     """One child process for one class, started when it is first asked and again after it ended.
 
@@ -114,7 +118,8 @@ class Channel:
         except wire.WireError as problem:
             raise self._failed(str(problem)) from problem
         if "error" in answer.header:
-            raise ChildError(printable(answer.header["error"], 2000))
+            kind = ChildMemoryError if answer.header.get("full") is True else ChildError
+            raise kind(printable(answer.header["error"], 2000))
         return answer
 
     @property

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import cost, device, training
+from bench import cost, device, memory, training
 from bench.data import Dataset, Split
 from bench.defense import Defense, has_door, source_hash
 from bench.isolation import stranger, wire
@@ -64,7 +64,8 @@ class Child:
             except _StoppedError:
                 raise
             except (Exception, SystemExit) as problem:
-                answer = Message({"error": f"{type(problem).__name__}: {problem}"[:2000]})
+                said = f"{type(problem).__name__}: {problem}"[:2000]
+                answer = Message({"error": said, "full": memory.is_full(problem)})
             wire.send(self.channel, answer)
 
     def on_load(self, request: Message) -> Message:

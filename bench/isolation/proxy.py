@@ -21,7 +21,7 @@ from bench.data import Dataset
 from bench.defense import Defense, Fact, source_of
 from bench.errors import BenchError
 from bench.isolation.box import Limits
-from bench.isolation.channel import Channel, ChildError, home_of, printable
+from bench.isolation.channel import Channel, ChildError, ChildMemoryError, home_of, printable
 from bench.isolation.wire import Message, tuples
 from bench.progress import Advance, Progress
 
@@ -142,6 +142,8 @@ class Isolated(Defense):
         """What a purification costs (bench.cost), counted in the child: it may lie, and the docs say so."""
         try:
             found = self.request("cost", {}, [images[:16]]).header.get("units")
+        except ChildMemoryError:
+            raise
         except ChildError:
             return 0.0
         return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else 0.0

@@ -1,5 +1,5 @@
 """DeepFool and Carlini and Wagner beside foolbox and adv-lib, in turns within one run, on MNIST and a trained
-classifier A: pytest tests/timing/test_against_peers.py --benchmark-only. Rows hold ms an image and the median L2."""
+classifier A: pytest tests/timing/test_against_peers.py -n0 --benchmark-only. Rows: ms an image and the median L2."""
 
 from __future__ import annotations
 

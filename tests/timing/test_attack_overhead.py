@@ -1,4 +1,4 @@
-"""What an attack costs beyond the passes it counts, as a ratio within one run: pytest tests/timing --benchmark-only."""
+"""What an attack costs beyond the passes it counts, as a ratio in one run: pytest tests/timing -n0 --benchmark-only."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What one answer of each installed defense takes, untrained, in a table of pytest-benchmark: its timer waits for the
-device. pytest tests/timing/test_defenses.py --benchmark-only -n0; `purifybench timing` lets all take turns instead."""
+device. pytest tests/timing/test_defenses.py -n0 --benchmark-only; `purifybench timing` lets all take turns instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import classifiers, cost, device, draws, plugins, training
+from bench import classifiers, cost, device, draws, plugins, stopwatch, training
 from bench.defense import settings
 
 BATCH = int(os.environ.get("PURIFYBENCH_TIMED_IMAGES", "1"))
@@ -38,6 +38,7 @@ def test_an_answer(benchmark, name: str):
 
     with torch.no_grad():
         benchmark.pedantic(defense.logits, setup=fresh, rounds=ROUNDS, warmup_rounds=1, iterations=1)
+    benchmark.extra_info["peak_memory_mb"] = round(stopwatch.peak_memory_mb(defense.logits, images), 3)
     rows = cost.passes(defense, images, draws.generator(PLACE, "timing"))
     benchmark.extra_info.update(batch=BATCH, device=PLACE.type, rows=rows, threads=torch.get_num_threads())
     if benchmark.stats is not None:  # None where benchmarks are switched off

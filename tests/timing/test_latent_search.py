@@ -1,5 +1,5 @@
 """Defense-GAN's search beside the released code's way of it: tiled images, gradients of the weights, torch's SGD. In
-turns within one run: pytest tests/timing/test_latent_search.py --benchmark-only -n0."""
+turns within one run: pytest tests/timing/test_latent_search.py -n0 --benchmark-only."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """How long a site of 50 defenses under 20 attacks takes, drawn for the first time and built again: pytest tests/timing
---benchmark-only. The aim is a minute on two cores for the first build; nothing here fails for being slow."""
+-n0 --benchmark-only. The aim is a minute on two cores for the first build; nothing here fails for being slow."""
 
 from __future__ import annotations
 
