@@ -54,7 +54,9 @@ def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Arra
     """The probability that each image is still classified right at radius 0 and at each of `radii`, (1 + R, n).
 
     That of its worst version (`worst_versions`), taken from the fresh scoring draws: a minimum over noisy values would
-    count luck as an attack. Raises ValueError without a clean cell.
+    count luck as an attack. For the same reason the share of a random defense is not cut down to that of the clean
+    image where chance has it above: the smaller of two noisy values is too low on average. Raises ValueError without a
+    clean cell.
     """
     values = np.stack([cell.outcomes.correct for cell in cells]).astype(np.float64)  # (cells, n)
     return np.take_along_axis(values, worst_versions(cells, norm, radii), axis=0)
