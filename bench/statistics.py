@@ -65,6 +65,29 @@ def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Arra
 
 
 @dataclass(frozen=True)
+class OverDraws:
+    """Images by what their K fresh draws say, 1 or 0 each, in the shape of the shares that they come from.
+
+    `every` is any-of-K: right on all draws, so that an attacker who may ask K times never sees a wrong answer; `most`
+    is majority-of-K: right on more than half of them.
+    """
+
+    every: Array
+    most: Array
+
+
+def over_draws(shares: Array, draws: int) -> OverDraws:
+    """Any-of-K and majority-of-K from the shares of K = `draws` scoring draws that were right, of any shape.
+
+    Raises ValueError if draws < 1.
+    """
+    if draws < 1:
+        raise ValueError(f"a share of right draws needs at least one draw, got draws = {draws}")
+    every = shares > 1 - 0.5 / draws  # shares come in steps of 1 / K, rounded to float32
+    return OverDraws(every.astype(np.float64), (shares > 0.5).astype(np.float64))
+
+
+@dataclass(frozen=True)
 class Tried:
     """Images that somebody else made against a defense, scored by the harness: every array is (n,), one entry an image.
 

@@ -76,6 +76,8 @@ class Row:
     gain: Estimate | None = None
     clean: Estimate | None = None
     robust: tuple[Estimate, ...] = ()
+    any_of_draws: tuple[Estimate, ...] = ()  # clean and at every Linf radius: right on all scoring draws
+    majority_of_draws: tuple[Estimate, ...] = ()  # and on more than half of them; both of random defenses alone
     tracks: Mapping[str, tuple[Estimate | None, ...]] = field(default_factory=dict)  # one at each headline radius
     strongest: tuple[Strongest | None, ...] = ()  # one at each headline radius
     verdicts: tuple[Verdict, ...] = ()
@@ -93,6 +95,11 @@ class Row:
     def n(self) -> int:
         """The number of images that the row was measured on."""
         return self.cells[0].record.n_examples
+
+    @property
+    def draws(self) -> int:
+        """The fresh draws that score an image: 1 for a deterministic defense."""
+        return max(cell.record.draws for cell in self.cells)
 
     @property
     def budget(self) -> str:
@@ -286,6 +293,9 @@ def _measured(row: Row, seeds: Sequence[Sequence[Cell]], effort: Protocol) -> Ro
     radii = effort.linf_radii
     curves = [statistics.robustness(cells, "linf", radii) for cells in seeds]
     together = np.mean(curves, axis=0)  # (1 + R, n)
+    is_drawn = row.card.stochastic and row.draws > 1  # a single draw is its own majority
+    drawn = [statistics.over_draws(curve, row.draws) for curve in curves] if is_drawn else []
+    places = range(1 + len(radii)) if is_drawn else ()
     return replace(
         row,
         state="complete" if row.budget == "cheap" else "reduced",
@@ -296,6 +306,8 @@ def _measured(row: Row, seeds: Sequence[Sequence[Cell]], effort: Protocol) -> Ro
         l2_mrr=_mrr(seeds, "l2", effort.l2_radii) if _has_l2_radius(effort) else None,
         clean=mean_accuracy([curve[0] for curve in curves]),
         robust=tuple(mean_accuracy([curve[1 + k] for curve in curves]) for k in range(len(radii))),
+        any_of_draws=tuple(mean_accuracy([one.every[k] for one in drawn]) for k in places),
+        majority_of_draws=tuple(mean_accuracy([one.most[k] for one in drawn]) for k in places),
         tracks={track: _at_headlines(seeds, track, effort) for track in effort.tracks if track in ATTACKED},
         strongest=tuple(statistics.strongest(seeds, eps) for eps in effort.headline_radii),
     )

@@ -83,6 +83,29 @@ def test_without_the_clean_cell_there_is_no_robustness(cells):
         statistics.robustness(cells[1:], "linf", [0.1])
 
 
+# ---------------------------------------------------------------------------------------------- over K draws
+
+
+@pytest.mark.parametrize("draws", [2, 3, 5, 6, 20, 100, 1000])
+def test_any_and_majority_of_k_count_right_draws(draws):
+    right = np.arange(draws + 1)
+    shares = (right.astype(np.float32) / np.float32(draws)).astype(np.float64)  # as records keep them
+    found = statistics.over_draws(shares, draws)
+    assert found.every.tolist() == [float(count == draws) for count in right]
+    assert found.most.tolist() == [float(2 * count > draws) for count in right]
+
+
+def test_over_draws_any_is_the_hardest_and_of_one_draw_all_are_the_same():
+    shares = np.random.default_rng(13).integers(0, 11, (3, 40)) / 10
+    found = statistics.over_draws(shares, 10)
+    assert found.every.shape == shares.shape
+    assert (found.every <= found.most).all() and (found.every <= shares).all()
+    single = statistics.over_draws(np.array([0.0, 1.0]), 1)
+    assert single.every.tolist() == single.most.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="at least one draw, got draws = 0"):
+        statistics.over_draws(shares, 0)
+
+
 # ---------------------------------------------------------------------------------------------- mean robust radius
 
 
