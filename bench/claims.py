@@ -15,7 +15,7 @@ from bench.submissions.schema import Claim
 
 @dataclass(frozen=True)
 class Beside:
-    """A claim, and how right each image is in the worst case measured at its radius, (n,), averaged over seeds.
+    """A claim, and how right each image is in the worst case measured at its radius, by seed, (S, n).
 
     `measured` is None where no attack of the cells has the claim's norm and radius. At radius 0 it is clean accuracy.
     """
@@ -40,5 +40,4 @@ def beside(claims: Iterable[Claim], seeds: Sequence[Sequence[Cell]]) -> list[Bes
 
 def _measured(claim: Claim, seeds: Sequence[Sequence[Cell]]) -> Array:
     radii = (claim.eps,) if claim.eps else ()
-    curves = [statistics.robustness(cells, claim.norm, radii)[-1] for cells in seeds]
-    return np.asarray(np.mean(curves, axis=0), dtype=np.float64)
+    return np.stack([statistics.robustness(cells, claim.norm, radii)[-1] for cells in seeds])

@@ -145,9 +145,11 @@ def _add_row(table: Table, group: _Group, protocol: Protocol) -> None:
     if not seeds or group.found("breach"):
         table.add_row(name, record.classifier, str(record.n_examples), *["–"] * (len(protocol.linf_radii) + 2))
         return
-    curve = np.mean([statistics.robustness(cells, "linf", protocol.linf_radii) for cells in seeds], axis=0)
+    curves = [statistics.robustness(cells, "linf", protocol.linf_radii) for cells in seeds]
+    curve = np.mean(curves, axis=0)
     radius = statistics.robust_radius(curve, protocol.linf_radii)
-    low, high = statistics.bootstrap(radius)
+    by_seed = np.array([statistics.robust_radius(one, protocol.linf_radii).mean() for one in curves])
+    low, high = statistics.bootstrap(radius, luck=statistics.training_luck(by_seed))
     shares = [percent(float(share)) for share in curve.mean(axis=1)]
     mean = f"{radius.mean():.3f} [{low:.3f}, {high:.3f}]" if group.is_whole else "–"
     table.add_row(name, record.classifier, str(record.n_examples), *shares, mean)

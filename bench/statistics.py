@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from bench.record import Cell
 Array = NDArray[np.float64]
 TOLERANCE = 1e-6  # slack on realised norms: float32 rounding, never a bigger ball
 RESAMPLES = 4000
+FEWEST_TRAININGS = 3  # from which on intervals and tests are over training seeds, too
 
 
 def ordered(cells: Iterable[Cell], protocol: Protocol) -> list[Cell]:
@@ -54,10 +56,35 @@ def robustness(cells: Sequence[Cell], norm: str, radii: Sequence[float]) -> Arra
     """The probability that each image is still classified right at radius 0 and at each of `radii`, (1 + R, n).
 
     That of its worst version (`worst_versions`), taken from the fresh scoring draws: a minimum over noisy values would
-    count luck as an attack. Raises ValueError without a clean cell.
+    count luck as an attack. For the same reason the share of a random defense is not cut down to that of the clean
+    image where chance has it above: the smaller of two noisy values is too low on average. Raises ValueError without a
+    clean cell.
     """
     values = np.stack([cell.outcomes.correct for cell in cells]).astype(np.float64)  # (cells, n)
     return np.take_along_axis(values, worst_versions(cells, norm, radii), axis=0)
+
+
+@dataclass(frozen=True)
+class OverDraws:
+    """Images by what their K fresh draws say, 1 or 0 each, in the shape of the shares that they come from.
+
+    `every` is any-of-K: right on all draws, so that an attacker who may ask K times never sees a wrong answer; `most`
+    is majority-of-K: right on more than half of them.
+    """
+
+    every: Array
+    most: Array
+
+
+def over_draws(shares: Array, draws: int) -> OverDraws:
+    """Any-of-K and majority-of-K from the shares of K = `draws` scoring draws that were right, of any shape.
+
+    Raises ValueError if draws < 1.
+    """
+    if draws < 1:
+        raise ValueError(f"a share of right draws needs at least one draw, got draws = {draws}")
+    every = shares > 1 - 0.5 / draws  # shares come in steps of 1 / K, rounded to float32
+    return OverDraws(every.astype(np.float64), (shares > 0.5).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -208,25 +235,63 @@ def resampled_means(values: Array) -> Array:
     return np.asarray(_resampling_weights(values.shape[-1]) @ values.T, dtype=np.float64)
 
 
-def bootstrap(values: Array, level: float = 0.95) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `values` (n,), resampled over images from a fixed seed."""
-    low, high = np.quantile(resampled_means(values), [0.5 - level / 2, 0.5 + level / 2])
+@functools.lru_cache(maxsize=64)
+def _multipliers(seed_count: int, row: str) -> Array:
+    generator = np.random.default_rng(seeds.derive("bootstrap trainings", seed_count, row))
+    drawn = generator.standard_normal((RESAMPLES, seed_count))
+    student = stats.t.ppf(0.975, seed_count - 1) / stats.norm.ppf(0.975)
+    centred = drawn - drawn.mean(axis=1, keepdims=True)
+    return np.asarray(student * centred / np.sqrt(seed_count * (seed_count - 1)), dtype=np.float64)
+
+
+def training_luck(means: Array, row: str = "") -> Array:
+    """What other training seeds might add to the mean over S of them, a draw for each resample, (RESAMPLES, ...).
+
+    `means` (S, ...) holds one mean over images for each seed. Of fewer than three the draws are zero: their spread is
+    not known. They come from a bootstrap with normal multipliers whose stream is named by `row`: images are paired
+    between two rows, trainings are not. Few seeds need care twice: the sum of squares is divided by S - 1 (seeds drawn
+    with replacement spread too little, by sqrt(S / (S - 1))), and Student's quantile takes the normal's place (the
+    spread is itself uncertain). Three seeds drawn with replacement would give at best an interval from the least to the
+    largest, which holds the truth three times of four.
+    """
+    if len(means) < FEWEST_TRAININGS:
+        return np.zeros((RESAMPLES, *means.shape[1:]))
+    drawn = _multipliers(len(means), row) @ means.reshape(len(means), -1)  # (RESAMPLES, ...)
+    return np.asarray(drawn.reshape(RESAMPLES, *means.shape[1:]), dtype=np.float64)
+
+
+def bootstrap(values: Array, level: float = 0.95, luck: Array | float = 0.0) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `values` (n,), resampled over images from a fixed seed; with
+    `luck` (RESAMPLES,) over trainings, too (`training_luck`)."""
+    low, high = np.quantile(resampled_means(values) + luck, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
 def accuracy_interval(values: Array) -> tuple[float, float]:
     """Wilson's interval where every value is 0 or 1 (a proportion), the bootstrap's where they are shares."""
-    if np.isin(values, (0.0, 1.0)).all():
+    return share_interval(values[None], is_proportion=True)
+
+
+def share_interval(by_seed: Array, *, is_proportion: bool = False) -> tuple[float, float]:
+    """The interval of the mean of shares `by_seed` (S, n) in [0, 1]: over images, and over seeds where there are three.
+
+    It is the bootstrap's; Wilson's for an accuracy (`is_proportion`) where every image is always right or always wrong.
+    """
+    values = by_seed.mean(axis=0)  # (n,)
+    if is_proportion and np.isin(values, (0.0, 1.0)).all():
         return wilson(float(values.sum()), len(values))
-    return bootstrap(values)
+    low, high = bootstrap(values, luck=training_luck(by_seed.mean(axis=1)))
+    return (low, high) if len(by_seed) < FEWEST_TRAININGS else (max(0.0, low), min(1.0, high))
 
 
-def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
+def ranks(
+    entries: Mapping[str, Array], level: float = 0.05, trainings: Mapping[str, Array] = MappingProxyType({})
+) -> dict[str, int]:
     """The rank of each entry: 1 + the number of entries that are significantly better. Ties share a rank.
 
-    `entries` maps names to per-image values, higher is better. All pairs are compared on the images that both have (the
-    first ones: entries may differ in length) by the paired difference of means with a bootstrap standard error,
-    two-sided, Holm-corrected at `level` over all pairs.
+    `entries` maps names to per-image values (n,), higher is better; `trainings` to the same by training seed (S, n),
+    where an entry has several. All pairs are compared on the images that both have (the first ones: entries may differ
+    in length) by the paired difference of means (`p_value`), two-sided, Holm-corrected at `level` over all pairs.
     """
     names = list(entries)
     pairs = [(first, second) for i, first in enumerate(names) for second in names[:i]]
@@ -234,7 +299,8 @@ def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
     for first, second in pairs:
         gap = paired(entries[first], entries[second])
         gaps.append(float(gap.mean()))
-        p_values.append(p_value(gaps[-1], resampled_means(gap)))
+        by_seed = [trainings[name][:, : len(gap)].mean(axis=1) for name in (first, second) if name in trainings]
+        p_values.append(p_value(gaps[-1], resampled_means(gap), by_seed))
     beaten = dict.fromkeys(names, 0)
     for k, index in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[index] > level / (len(pairs) - k):
@@ -244,12 +310,23 @@ def ranks(entries: Mapping[str, Array], level: float = 0.05) -> dict[str, int]:
     return {name: 1 + beaten[name] for name in names}
 
 
-def p_value(gap: float, means: Array) -> float:
-    """How probable a difference of means as large as `gap` is between equals: two-sided, normal, its error the standard
-    deviation of its resampled `means`."""
+def p_value(gap: float, means: Array, trainings: Sequence[Array] = ()) -> float:
+    """How probable a difference of means as large as `gap` is between equals: two-sided, its error the standard
+    deviation of its resampled `means`, normal.
+
+    `trainings` holds, for each of the two that has several training seeds, its means by seed (S,). From three seeds on
+    their standard errors come on top, and Student's distribution with Welch's degrees of freedom (Welch 1947,
+    Biometrika 34) takes the normal's place: the luck of a training is no difference.
+    """
     error = float(np.std(means))
     if gap == 0:
         return 1.0
+    several = [by_seed for by_seed in trainings if len(by_seed) >= FEWEST_TRAININGS]
+    spreads = [float(np.var(by_seed, ddof=1)) / len(by_seed) for by_seed in several]
+    if any(spreads):
+        total = error**2 + sum(spreads)
+        freedom = total**2 / sum(part**2 / (len(one) - 1) for part, one in zip(spreads, several, strict=True))
+        return float(2 * stats.t.sf(abs(gap) / np.sqrt(total), freedom))
     return float(2 * stats.norm.sf(abs(gap) / error)) if error else 0.0
 
 

@@ -28,5 +28,5 @@ def claim_lines(row: Row, claimed: Iterable[Claim]) -> list[ClaimLine]:
 def _line(one: claims.Beside, *, is_whole: bool) -> ClaimLine:
     if one.measured is None or not is_whole:
         return ClaimLine(one.claim, None, None)
-    found, said = mean_accuracy([one.measured]), one.claim.accuracy
+    found, said = mean_accuracy(list(one.measured)), one.claim.accuracy
     return ClaimLine(one.claim, found, Estimate(found.value - said, found.low - said, found.high - said, found.n))

@@ -9,14 +9,17 @@ import numpy as np
 
 from bench import statistics
 from bench.statistics import Array
-from leaderboard.tables import Board, Row, comparable
+from leaderboard.tables import Board, Row, comparable, radius_by_seed
 
 LEVEL = 0.05  # below which p says that two rows differ; a single test, unlike the ranks, which are Holm-corrected
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of one row minus that of another, paired by image, with its 95 % bootstrap interval and its p-value."""
+    """A mean of one row minus that of another, paired by image, with its 95 % bootstrap interval and its p-value.
+
+    From three training seeds on both are over seeds, too.
+    """
 
     value: float
     low: float
@@ -85,13 +88,13 @@ def comparisons(board: Board) -> list[Comparison]:
     """Every row of a board that has numbers, in the board's order, against all rows that share the classifier's weights
     and the images."""
     rows = [row for row in board.rows if row.curves is not None]
-    means: dict[tuple[int, int], Array] = {}
+    known: dict[tuple[int, int], _Resampled] = {}
 
-    def resampled(index: int, n: int) -> Array:
-        """The means of the values of a row's first `n` images on each resample: computed once, used for all pairs."""
-        if (index, n) not in means:
-            means[index, n] = statistics.resampled_means(_values(rows[index])[:, :n])
-        return means[index, n]
+    def resampled(index: int, n: int) -> _Resampled:
+        """A row on its first `n` images: computed once, used for all pairs."""
+        if (index, n) not in known:
+            known[index, n] = _resampled(rows[index], n)
+        return known[index, n]
 
     pairs: dict[tuple[int, int], Against] = {}
     for k, row in enumerate(rows):
@@ -99,7 +102,7 @@ def comparisons(board: Board) -> list[Comparison]:
             if comparable(row, other):
                 n = min(row.n, other.n)
                 gaps = (_values(row)[:, :n] - _values(other)[:, :n]).mean(axis=1)
-                pairs[k, m] = _against(row, other, n, gaps, resampled(k, n) - resampled(m, n))
+                pairs[k, m] = _against(row, other, n, gaps, resampled(k, n), resampled(m, n))
                 pairs[m, k] = pairs[k, m].turned(row)
     everyone = range(len(rows))
     return [Comparison(rows[k], tuple(pairs[k, m] for m in everyone if (k, m) in pairs)) for k in everyone]
@@ -111,12 +114,31 @@ def _values(row: Row) -> Array:
     return np.vstack([row.radius, row.curves])
 
 
-def _against(row: Row, other: Row, n: int, gaps: Array, means: Array) -> Against:
-    lows, highs = np.quantile(means, [0.025, 0.975], axis=0)
-    found = [
-        Difference(float(gap), float(low), float(high), statistics.p_value(float(gap), column))
-        for gap, low, high, column in zip(gaps, lows, highs, means.T, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Resampled:
+    """The means of a row's values on each resample of the images, the luck of its trainings beside them (both
+    (RESAMPLES, 2 + R)), and its means by training seed, (S, 2 + R)."""
+
+    means: Array
+    luck: Array
+    by_seed: Array
+
+
+def _resampled(row: Row, n: int) -> _Resampled:
+    assert row.curves_by_seed is not None
+    values = np.concatenate([radius_by_seed(row)[:, None], row.curves_by_seed], axis=1)[:, :, :n]  # (S, 2 + R, n)
+    by_seed = values.mean(axis=2)
+    means = statistics.resampled_means(_values(row)[:, :n])
+    return _Resampled(means, statistics.training_luck(by_seed, row.name), by_seed)
+
+
+def _against(row: Row, other: Row, n: int, gaps: Array, ours: _Resampled, theirs: _Resampled) -> Against:
+    means = ours.means - theirs.means
+    lows, highs = np.quantile(means + (ours.luck - theirs.luck), [0.025, 0.975], axis=0)
+    found = []
+    for k, gap in enumerate(gaps):
+        p = statistics.p_value(float(gap), means[:, k], (ours.by_seed[:, k], theirs.by_seed[:, k]))
+        found.append(Difference(float(gap), float(lows[k]), float(highs[k]), p))
     ahead = row if found[0].value > 0 else other
     return Against(other, n, found[0], tuple(found[1:]), _counts(row, other, n), ahead.state != "complete")
 

@@ -20,7 +20,10 @@ _LATEX = {
 
 
 def values(board: Board, row: Row) -> dict[str, Value]:
-    """One row by column: fractions in [0, 1] with their intervals, None where a number is not known."""
+    """One row by column: fractions in [0, 1] with their intervals, None where a number is not known.
+
+    Any-of-k and majority-of-k are of random defenses alone; k is `scoring_draws`.
+    """
     assert board.protocol is not None
     radii, headlines = board.protocol.linf_radii, board.protocol.headline_radii
     found: dict[str, Value] = {
@@ -28,12 +31,17 @@ def values(board: Board, row: Row) -> dict[str, Value]:
         "title": row.card.title, "classifier": row.classifier, "seeds": " ".join(map(str, row.seeds)),
         "state": row.state, "verdicts": " ".join(f"{verdict.level}:{verdict.rule}" for verdict in row.verdicts),
         "failed_cells": len(row.failed), "budget": row.budget, "units": float(f"{row.units:.6g}"), "n_examples": row.n,
+        "scoring_draws": row.draws,
     }  # fmt: skip
     estimates: dict[str, Estimate | None] = {
         "mean_robust_radius": row.mrr, "gain": row.gain, "clean_accuracy": row.clean,
     }  # fmt: skip
     for k, eps in enumerate(radii):
         estimates[f"robust_accuracy_at_{radius(eps)}"] = row.robust[k] if row.robust else None
+    for name, drawn in (("majority_of_k", row.majority_of_draws), ("any_of_k", row.any_of_draws)):
+        estimates[f"{name}_clean_accuracy"] = drawn[0] if drawn else None
+        for k, eps in enumerate(radii, start=1):
+            estimates[f"{name}_accuracy_at_{radius(eps)}"] = drawn[k] if drawn else None
     estimates["l2_mean_robust_radius"] = row.l2_mrr
     for track in ATTACKED:
         for k, eps in enumerate(headlines):

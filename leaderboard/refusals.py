@@ -10,10 +10,10 @@ import numpy as np
 from bench import selective, statistics
 from bench.protocol import THRESHOLDS, AttackSpec
 from bench.record import Cell
-from bench.statistics import accuracy_interval, ordered
+from bench.statistics import ordered
 from leaderboard.figures import Chart, Line, risk_chart
 from leaderboard.formats import attack_name, knowledge, radius
-from leaderboard.tables import Board, Estimate, Row
+from leaderboard.tables import Board, Estimate, Row, mean_accuracy
 
 POINTS = 60  # of a curve in a figure
 
@@ -57,21 +57,16 @@ def _at(row: Row, threshold: str) -> Refusals | None:
         found = [selective.worst(cells, "linf", row.effort.headline_radii, threshold) for cells in _by_seed(row)]
     except ValueError:  # of a random defense only the cells' own threshold is known
         return None
-    parts = {
-        name: np.mean([getattr(one, name) for one in found], axis=0) for name in ("right", "wrong", "refused")
-    }  # each (1 + R, n)
-    answers = [
-        Answers(*(_estimate(parts[name][place]) for name in ("right", "wrong", "refused")))
-        for place in range(1 + len(row.effort.headline_radii))
-    ]
     radii = row.effort.headline_radii
-    robust = (statistics.robustness(selective.as_held(cells, threshold), "linf", radii) for cells in _by_seed(row))
-    held = tuple(_estimate(values) for values in np.mean(list(robust), axis=0)[1:])
+    answers = [
+        Answers(
+            *(mean_accuracy([getattr(one, name)[place] for one in found]) for name in ("right", "wrong", "refused"))
+        )
+        for place in range(1 + len(radii))
+    ]
+    robust = [statistics.robustness(selective.as_held(cells, threshold), "linf", radii) for cells in _by_seed(row)]
+    held = tuple(mean_accuracy([curve[1 + place] for curve in robust]) for place in range(len(radii)))
     return Refusals(row, threshold, row.recorded[0].record.thresholds.get(threshold, np.inf), tuple(answers), held)
-
-
-def _estimate(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:
-    return Estimate(float(values.mean()), *accuracy_interval(values), len(values))
 
 
 def _by_seed(row: Row) -> list[list[Cell]]:

@@ -180,9 +180,9 @@ def _values(answer: Counterpart, cells: Sequence[Cell], bare: Sequence[Cell]) ->
 
 
 def _estimate(values: Array) -> Estimate:
-    """The mean of (seeds, n) with its interval over images."""
+    """The mean of (seeds, n) with its interval over images, and over seeds where there are three."""
     together = values.mean(axis=0)
-    low, high = statistics.accuracy_interval(together)
+    low, high = statistics.share_interval(values, is_proportion=True)
     several = tuple(float(seed.mean()) for seed in values) if len(values) > 1 else ()
     return Estimate(float(together.mean()), low, high, len(together), several)
 

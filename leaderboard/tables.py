@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import median
@@ -69,12 +69,15 @@ class Row:
     left_out: Mapping[str, int] = field(default_factory=dict)  # images that cells should have attacked, by cell
     clashes: tuple[Clash, ...] = ()  # what keeps the cells of a mixed row apart
     curves: Array | None = None  # (1 + R, n) robust accuracy of each image at 0 and at every Linf radius
+    curves_by_seed: Array | None = None  # (S, 1 + R, n)
     radius: Array | None = None  # (n,) each image's share of the mean robust radius
     mrr: Estimate | None = None
     l2_mrr: Estimate | None = None
     gain: Estimate | None = None
     clean: Estimate | None = None
     robust: tuple[Estimate, ...] = ()
+    any_of_draws: tuple[Estimate, ...] = ()  # clean and at every Linf radius: right on all scoring draws
+    majority_of_draws: tuple[Estimate, ...] = ()  # and on more than half of them; both of random defenses alone
     tracks: Mapping[str, tuple[Estimate | None, ...]] = field(default_factory=dict)  # one at each headline radius
     strongest: tuple[Strongest | None, ...] = ()  # one at each headline radius
     verdicts: tuple[Verdict, ...] = ()
@@ -84,9 +87,19 @@ class Row:
     best_known: Mapping[float, BestKnown] = field(default_factory=dict)  # by Linf radius, where a break has images
 
     @property
+    def name(self) -> str:
+        """What no other row of a board shares: it names the row's stream of random numbers."""
+        return repr(_belongs_to(self.cells[0]))
+
+    @property
     def n(self) -> int:
         """The number of images that the row was measured on."""
         return self.cells[0].record.n_examples
+
+    @property
+    def draws(self) -> int:
+        """The fresh draws that score an image: 1 for a deterministic defense."""
+        return max(cell.record.draws for cell in self.cells)
 
     @property
     def budget(self) -> str:
@@ -280,15 +293,21 @@ def _measured(row: Row, seeds: Sequence[Sequence[Cell]], effort: Protocol) -> Ro
     radii = effort.linf_radii
     curves = [statistics.robustness(cells, "linf", radii) for cells in seeds]
     together = np.mean(curves, axis=0)  # (1 + R, n)
+    is_drawn = row.card.stochastic and row.draws > 1  # a single draw is its own majority
+    drawn = [statistics.over_draws(curve, row.draws) for curve in curves] if is_drawn else []
+    places = range(1 + len(radii)) if is_drawn else ()
     return replace(
         row,
         state="complete" if row.budget == "cheap" else "reduced",
         curves=together,
+        curves_by_seed=np.stack(curves),
         radius=statistics.robust_radius(together, radii),
         mrr=_mrr(seeds, "linf", radii),
         l2_mrr=_mrr(seeds, "l2", effort.l2_radii) if _has_l2_radius(effort) else None,
         clean=mean_accuracy([curve[0] for curve in curves]),
         robust=tuple(mean_accuracy([curve[1 + k] for curve in curves]) for k in range(len(radii))),
+        any_of_draws=tuple(mean_accuracy([one.every[k] for one in drawn]) for k in places),
+        majority_of_draws=tuple(mean_accuracy([one.most[k] for one in drawn]) for k in places),
         tracks={track: _at_headlines(seeds, track, effort) for track in effort.tracks if track in ATTACKED},
         strongest=tuple(statistics.strongest(seeds, eps) for eps in effort.headline_radii),
     )
@@ -365,19 +384,19 @@ def _has_l2_radius(effort: Protocol) -> bool:
 def _mrr(seeds: Sequence[Sequence[Cell]], norm: str, radii: Sequence[float]) -> Estimate:
     """The mean robust radius with its bootstrap interval."""
     shares = [statistics.robust_radius(statistics.robustness(cells, norm, radii), radii) for cells in seeds]
-    return _estimate(shares, statistics.bootstrap)
+    return _estimate(shares, is_proportion=False)
 
 
 def mean_accuracy(seeds: Sequence[Array]) -> Estimate:
     """The mean of per-image shares over seeds and images, with its interval."""
-    return _estimate(seeds, statistics.accuracy_interval)
+    return _estimate(seeds, is_proportion=True)
 
 
-def _estimate(seeds: Sequence[Array], interval: Callable[[Array], tuple[float, float]]) -> Estimate:
-    values = np.mean(np.asarray(seeds, dtype=np.float64), axis=0)  # (n,)
-    low, high = interval(values)
+def _estimate(seeds: Sequence[Array], *, is_proportion: bool) -> Estimate:
+    by_seed = np.asarray(seeds, dtype=np.float64)  # (S, n)
+    low, high = statistics.share_interval(by_seed, is_proportion=is_proportion)
     several = tuple(float(seed.mean()) for seed in seeds) if len(seeds) > 1 else ()
-    return Estimate(float(values.mean()), low, high, len(values), several)
+    return Estimate(float(by_seed.mean(axis=0).mean()), low, high, by_seed.shape[1], several)
 
 
 def cell_accuracy(cell: Cell) -> Estimate | None:
@@ -396,11 +415,21 @@ def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def _gain(row: Row, rows: Sequence[Row]) -> Estimate | None:
-    """MRR minus that of `identity`, paired by image, on the images that both have."""
+    """MRR minus that of `identity`, paired by image, on the images that both have; their trainings are not paired."""
     other = _baseline(row, rows)
     if other is None or row.radius is None or other.radius is None:
         return None
-    return _estimate([statistics.paired(row.radius, other.radius)], statistics.bootstrap)
+    gap = statistics.paired(row.radius, other.radius)
+    ours, theirs = (
+        statistics.training_luck(radius_by_seed(one)[:, : len(gap)].mean(axis=1), one.name) for one in (row, other)
+    )
+    return Estimate(float(gap.mean()), *statistics.bootstrap(gap, luck=ours - theirs), len(gap))
+
+
+def radius_by_seed(row: Row) -> Array:
+    """Each image's share of the mean robust radius by seed, (S, n), of a row that has numbers."""
+    assert row.curves_by_seed is not None and row.effort is not None
+    return np.stack([statistics.robust_radius(curve, row.effort.linf_radii) for curve in row.curves_by_seed])
 
 
 def comparable(row: Row, other: Row) -> bool:
@@ -416,14 +445,15 @@ def comparable(row: Row, other: Row) -> bool:
 def _ranks(rows: Sequence[Row], protocol: Protocol) -> dict[str, int]:
     """Ranks by index on the ranked classifier: complete rows of `identity` and of those whose gain is known; where
     defenses may refuse, there is no `identity` to gain over."""
-    entries = {
-        str(index): row.radius
+    ranked = {
+        str(index): row
         for index, row in enumerate(rows)
         if row.radius is not None
         and (row.classifier, row.state) == (protocol.classifiers[0], "complete")
         and (row.defense == BASELINE or row.gain is not None or protocol.is_selective)
     }
-    return statistics.ranks(entries)
+    entries = {index: row.radius for index, row in ranked.items() if row.radius is not None}
+    return statistics.ranks(entries, trainings={index: radius_by_seed(row) for index, row in ranked.items()})
 
 
 def _place(row: Row, classifiers: Sequence[str]) -> tuple[object, ...]:

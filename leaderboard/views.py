@@ -11,7 +11,15 @@ import numpy as np
 from bench import selective
 from bench.protocol import TRACKS, USUAL_THRESHOLD, AttackSpec, Protocol
 from bench.record import Cell
-from bench.statistics import TOLERANCE, Strongest, accuracy_interval, distortion, is_unbounded, ordered
+from bench.statistics import (
+    TOLERANCE,
+    Strongest,
+    accuracy_interval,
+    distortion,
+    is_unbounded,
+    ordered,
+    share_interval,
+)
 from leaderboard.figures import BASELINE_COLOUR, SERIES, Chart, Line, accuracy_chart, loss_chart, losses_chart
 from leaderboard.formats import attack_name, knowledge, radius, thousands
 from leaderboard.loss_names import loss_name
@@ -200,7 +208,8 @@ def defense_chart(row: Row, board: Board, name: str) -> Chart | None:
     if row.curves is None or board.protocol is None:
         return None
     x = (0.0, *board.protocol.linf_radii)
-    intervals = [accuracy_interval(values) for values in row.curves]
+    assert row.curves_by_seed is not None
+    intervals = [share_interval(values, is_proportion=True) for values in row.curves_by_seed.swapaxes(0, 1)]
     low, high = zip(*intervals, strict=True)
     lines = [Line("worst case, with 95 % interval", x, row.accuracy, width=2.6, low=low, high=high)]
     lines += _attack_lines(row, row.accuracy[0])

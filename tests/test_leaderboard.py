@@ -14,6 +14,7 @@ import fake_records
 import numpy as np
 import pytest
 from markupsafe import escape
+from scipy import stats
 from sites import DEEP, HOSTILE, PGD, QUICK, TINY, deep_cells, pages, row_of, tags_of, text_of, tiny_cells
 
 from bench import protocols, statistics, verdicts
@@ -23,7 +24,7 @@ from bench.evidence import Level, Verdict
 from bench.protocol import AttackSpec, Effort, Protocol
 from bench.record import Cell, Store
 from bench.verdicts import RULES
-from leaderboard import bundle, drawing, drawings, facets, formats, gather, pictures, tables, views
+from leaderboard import bundle, compare, drawing, drawings, facets, formats, gather, pictures, tables, views
 from leaderboard.build import build
 from leaderboard.reported import reported
 from leaderboard.tables import Estimate
@@ -565,6 +566,28 @@ def test_seeds_are_averaged_and_classifiers_are_kept_apart(tiny: Protocol, store
     assert first.mrr.by_seed == (1.0, 0.0)
     html = build([store], tmp_path / "site").read_text()
     assert "classifier B" in html and "2 seeds, 0.000 to 1.000" in html
+
+
+def test_from_three_seeds_on_every_interval_is_over_trainings_too(tiny: Protocol, store: Store) -> None:
+    """Two of three trainings hold everywhere, one nowhere: what a fourth would do is anybody's guess."""
+    good, bad = [[1] * 10] * 3, [[1] * 10, [0] * 10, [0] * 10]
+    tiny_cells(store, "identity", bad)
+    for seed, rights in enumerate((good, good, bad)):
+        tiny_cells(store, "kmeans", rights, seed=seed)
+        tiny_cells(store, "vq_vae", good, seed=seed)
+        board = tables.board(TINY.id, store.cells())
+        rows = {row.defense: row for row in board.rows}
+    lucky, sure = rows["kmeans"], rows["vq_vae"]
+    assert lucky.mrr is not None and lucky.gain is not None and sure.gain is not None
+    assert lucky.mrr.value == pytest.approx(0.75) and lucky.mrr.by_seed == (1, 1, 0.25)
+    assert (lucky.mrr.low, lucky.mrr.high) == (0, 1)  # Student's: .75 +- 4.3 * .43 / sqrt(3), within [0, 1]
+    assert lucky.gain.low < 0 < lucky.gain.high and sure.gain.low == pytest.approx(sure.gain.high)
+    assert lucky.robust[-1].low < 0.4 and lucky.clean == sure.clean  # all are right when clean: Wilson's
+    found = {one.row.defense: one for one in compare.comparisons(board)}
+    against = found["kmeans"].against(sure)
+    assert against is not None and against.mrr.word == "tied" and against.mrr.low < 0 < against.mrr.high
+    assert against.mrr.p == pytest.approx(2 * stats.t.sf(1, 2))  # the gap is a standard error: a sure row adds none
+    assert (sure.rank, lucky.rank) == (1, 1)
 
 
 def test_the_gain_needs_the_same_classifier_weights(tiny: Protocol, store: Store) -> None:

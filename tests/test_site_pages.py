@@ -352,6 +352,32 @@ def test_a_board_is_exported_with_the_same_numbers_thrice(store: Store, tmp_path
     assert rf"No defense & 100.0 & 50.0 & $\leq${100 * statistics.wilson(0, 10)[1]:.1f} & 0.500 [" in table
 
 
+def test_a_random_defense_is_also_counted_over_its_draws_and_no_other_is(store: Store, tmp_path: Path) -> None:
+    """Two seeds, whose counts are averaged: at .1 two and four images are right on all five draws."""
+    clean, never = [1.0] * 9 + [0.8], [0.0] * 10
+    first, second = [1.0] * 2 + [0.6] * 5 + [0.4] * 3, [1.0] * 4 + [0.4] * 6
+    card = fake_records.card("noisy", stochastic=True)
+    tiny_cells(store, "identity", [ALL, HALF, NONE])
+    for seed, attacked in enumerate((first, second)):
+        tiny_cells(store, "noisy", [clean, attacked, never], card=card, draws=5, seed=seed)  # type: ignore[list-item]
+    out = build([store], tmp_path / "site").parent
+    found = {row["defense"]: row for row in json.loads((out / "board/tiny-v1.json").read_text())["rows"]}
+    row = found["noisy"]
+    assert row["scoring_draws"] == 5 and row["robust_accuracy_at_0.1"] == pytest.approx(0.63)
+    assert (row["any_of_k_clean_accuracy"], row["majority_of_k_clean_accuracy"]) == (0.9, 1)
+    assert (row["any_of_k_accuracy_at_0.1"], row["majority_of_k_accuracy_at_0.1"]) == (0.3, 0.55)
+    low, high = statistics.bootstrap(np.array([1.0] * 2 + [0.5] * 2 + [0.0] * 6))
+    ends = row["any_of_k_accuracy_at_0.1_low"], row["any_of_k_accuracy_at_0.1_high"]
+    assert ends == pytest.approx((low, high), abs=1e-6)
+    assert found["identity"]["scoring_draws"] == 1
+    assert not any(value for name, value in found["identity"].items() if "_of_k_" in name)
+    page = text_of(pages(out)["defense/tiny-v1/noisy.html"]).replace("\u202f", " ")
+    assert "fresh draws of the defense" in page and "majority-of-5 10 100.0 %" in page
+    ends = [f"{100 * end:.1f}" for end in (*statistics.wilson(9, 10), low, high)]
+    assert "any-of-5 10 90.0 % {}–{} 30.0 % {}–{}".format(*ends) in page
+    assert "any-of-" not in text_of(pages(out)["defense/tiny-v1/identity.html"])
+
+
 def test_what_is_not_known_is_empty_in_the_exports(store: Store, tmp_path: Path) -> None:
     fake_records.save(store, TINY, ["torn"], skip=["gray_box.pgd.linf-0.2"])
     out = build([store], tmp_path / "site").parent

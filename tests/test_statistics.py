@@ -83,6 +83,29 @@ def test_without_the_clean_cell_there_is_no_robustness(cells):
         statistics.robustness(cells[1:], "linf", [0.1])
 
 
+# ---------------------------------------------------------------------------------------------- over K draws
+
+
+@pytest.mark.parametrize("draws", [2, 3, 5, 6, 20, 100, 1000])
+def test_any_and_majority_of_k_count_right_draws(draws):
+    right = np.arange(draws + 1)
+    shares = (right.astype(np.float32) / np.float32(draws)).astype(np.float64)  # as records keep them
+    found = statistics.over_draws(shares, draws)
+    assert found.every.tolist() == [float(count == draws) for count in right]
+    assert found.most.tolist() == [float(2 * count > draws) for count in right]
+
+
+def test_over_draws_any_is_the_hardest_and_of_one_draw_all_are_the_same():
+    shares = np.random.default_rng(13).integers(0, 11, (3, 40)) / 10
+    found = statistics.over_draws(shares, 10)
+    assert found.every.shape == shares.shape
+    assert (found.every <= found.most).all() and (found.every <= shares).all()
+    single = statistics.over_draws(np.array([0.0, 1.0]), 1)
+    assert single.every.tolist() == single.most.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="at least one draw, got draws = 0"):
+        statistics.over_draws(shares, 0)
+
+
 # ---------------------------------------------------------------------------------------------- mean robust radius
 
 
@@ -238,6 +261,92 @@ def test_equal_entries_are_seldom_called_different():
         entries = {name: generator.random(60) for name in "abcde"}
         false_alarms += max(statistics.ranks(entries).values()) > 1
     assert false_alarms <= 20  # 5 % of 200 is 10; above 20 has probability .002
+
+
+# ---------------------------------------------------------------------------------------------- training seeds
+
+
+def trainings(generator, luck, images=None, seed_count=3, truth=0.5):
+    """Shares (S, n) of `seed_count` trainings on the same images, whose true means are `truth` but for their luck."""
+    images = generator.normal(scale=0.1, size=80) if images is None else images  # a standard error of .011
+    return np.array([truth + images + luck * generator.normal() for _ in range(seed_count)])
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.02, 0.1])  # times sqrt(1/3): none, a standard error of the images, five
+def test_intervals_over_trainings_cover_what_another_training_would_find(luck):
+    generator = np.random.default_rng(9)
+    covered, images_alone = [], []
+    for _ in range(400):
+        values = trainings(generator, luck)
+        low, high = statistics.share_interval(values)
+        covered.append(low <= 0.5 <= high)
+        low, high = statistics.bootstrap(values.mean(axis=0))
+        images_alone.append(low <= 0.5 <= high)
+    assert 0.92 <= np.mean(covered) <= 0.99  # .95 within three standard errors; a little more where both matter
+    assert np.mean(images_alone) < {0.0: 0.99, 0.02: 0.88, 0.1: 0.4}[luck]
+
+
+def test_the_luck_of_trainings_has_the_standard_error_of_their_mean_by_student():
+    means = np.array([0.3, 0.5, 0.4, 0.65])
+    low, high = np.quantile(statistics.training_luck(means), [0.025, 0.975])
+    half = stats.t.ppf(0.975, 3) * np.std(means, ddof=1) / 2
+    assert (low, high) == pytest.approx((-half, half), rel=0.1)
+    together = statistics.training_luck(np.stack([means, 2 * means], axis=1))
+    assert together.shape == (statistics.RESAMPLES, 2) and together[:, 1] == pytest.approx(2 * together[:, 0])
+
+
+def test_trainings_of_two_rows_are_not_paired_and_those_of_one_row_are_always_the_same():
+    means = np.array([0.3, 0.5, 0.4])
+    one, other = statistics.training_luck(means, "one"), statistics.training_luck(means, "other")
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
+    assert (one == statistics.training_luck(means, "one")).all()
+
+
+def test_two_seeds_change_nothing_but_the_mean():
+    values = np.random.default_rng(10).random((2, 50))
+    assert statistics.share_interval(values) == statistics.bootstrap(values.mean(axis=0))
+    assert statistics.share_interval(values[:1]) == statistics.bootstrap(values[0])
+    means = statistics.resampled_means(values[0] - values[1])
+    assert statistics.p_value(0.1, means, (values[:, :25].mean(axis=1),)) == statistics.p_value(0.1, means)
+    entries = {"a": values[0], "b": values[1] - 0.05}
+    assert statistics.ranks(entries, trainings={"a": values, "b": values}) == statistics.ranks(entries)
+
+
+def test_an_interval_over_trainings_stays_within_shares():
+    low, high = statistics.share_interval(np.array([[0.0] * 9 + [0.1], [0.9] * 10, [1.0] * 10]))
+    assert (low, high) == (0, 1)
+    unanimous = np.array([[1.0] * 7 + [0.0] * 3] * 3)
+    assert statistics.share_interval(unanimous, is_proportion=True) == statistics.wilson(7, 10)
+
+
+def test_entries_that_differ_by_the_luck_of_their_training_alone_tie():
+    """Per-image differences are tiny, those of trainings are not: by images alone, most twins would be told apart."""
+    generator = np.random.default_rng(11)
+    told_apart, by_images_alone = 0, 0
+    for _ in range(200):
+        images = generator.normal(scale=0.1, size=80)  # the same for both
+        by_seed = {name: trainings(generator, 0.05, images) for name in "ab"}
+        by_seed = {name: values + 0.02 * generator.normal(size=values.shape) for name, values in by_seed.items()}
+        entries = {name: values.mean(axis=0) for name, values in by_seed.items()}
+        told_apart += statistics.ranks(entries, trainings=by_seed) != {"a": 1, "b": 1}
+        by_images_alone += statistics.ranks(entries) != {"a": 1, "b": 1}
+    assert told_apart <= 20 and by_images_alone > 150  # 5 % of 200 is 10; above 20 has probability .002
+
+
+def test_a_gap_that_no_training_explains_still_ranks():
+    generator = np.random.default_rng(12)
+    by_seed = {name: trainings(generator, 0.01, truth=truth) for name, truth in (("a", 0.8), ("b", 0.3))}
+    entries = {name: values.mean(axis=0) for name, values in by_seed.items()}
+    assert statistics.ranks(entries, trainings=by_seed) == {"a": 1, "b": 2}
+
+
+def test_the_test_over_trainings_alone_is_welch_s():
+    """Where every image has the same gap, only trainings vary."""
+    first, second = np.array([0.50, 0.56, 0.53]), np.array([0.48, 0.41, 0.52, 0.44])
+    gap = float(first.mean() - second.mean())
+    expected = stats.ttest_ind(first, second, equal_var=False).pvalue
+    found = statistics.p_value(gap, np.full(statistics.RESAMPLES, gap), (first, second))
+    assert found == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------------------------------------- entries of two lengths
