@@ -362,19 +362,20 @@ class Counting(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, norm, eps", [("plain", "linf", 0.15), ("hardened", "linf", 0.1)])
+@pytest.mark.parametrize(
+    "name, norm, eps", [("plain", "linf", 0.12), ("hardened", "linf", 0.15), ("hardened", "l2", 2.0)]
+)
 def test_the_yardstick_agrees_with_the_published_code(name, norm, eps, nets, digits, monkeypatch):
-    """The same images hold, but for at most one of a hundred, for rows within 1 %, at the full settings of the standard
+    """Robust accuracy within half a point on 200 images, for rows within 1 %, at the full settings of the standard
     version.
 
     Both sides draw random numbers, and an image at the border may hold against one seed of the same code and not
-    against another; on this hardened net ours breaks one image that upstream's seed 0 misses. Rows are compared for
-    images that hold against both, on which nothing depends on random numbers; of the others either side may break one a
-    stage earlier. Upstream's checks of the model before its attacks are not counted. Ours spends one backward pass a
-    run less, after the last step.
+    against another: half a point is one of these images. Rows are compared for images that hold against both, on which
+    nothing depends on random numbers; of the others either side may break one a stage earlier. Upstream's checks of the
+    model before its attacks are not counted. Ours spends one backward pass a run less, after the last step.
     """
     upstream = pytest.importorskip("pyautoattack", reason="needs the published code: pip install pyautoattack==0.2.0")
-    net, images, labels = nets[name], digits.test.images[:100], digits.test.labels[:100]
+    net, images, labels = nets[name], digits.test.images[:200], digits.test.labels[:200]
 
     def theirs(images: Tensor, labels: Tensor) -> tuple[Tensor, threat.Target]:
         model, state = Counting(net), torch.random.get_rng_state()
@@ -382,7 +383,7 @@ def test_the_yardstick_agrees_with_the_published_code(name, norm, eps, nets, dig
         monkeypatch.setattr(upstream.checks, "check_dynamic", lambda *_, **__: None)  # it ends tracing, as of coverage
         monkeypatch.setattr(upstream.checks, "check_n_classes", lambda *_, **__: reset(counted))
         attacker = upstream.AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=0)
-        found, _ = attacker.run_standard_evaluation(images.clone(), labels, batch_size=100)
+        found, _ = attacker.run_standard_evaluation(images.clone(), labels, batch_size=200)
         torch.random.set_rng_state(state)
         return threat.predictions(net, found) == labels, counted
 
@@ -390,13 +391,15 @@ def test_the_yardstick_agrees_with_the_published_code(name, norm, eps, nets, dig
         counted.forward_rows = counted.backward_rows = 0
 
     def ours(images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, threat.Target]:
-        counted, noise = threat.Target(net), draws(100).rows(rows)
+        counted, noise = threat.Target(net), draws(200).rows(rows)
         settings = {"eps": eps, "norm": norm, "draws": noise, "stop_when_broken": False}
         return ~autoattack.autoattack(counted, images, labels, **settings).broken, counted
 
     held, spent = theirs(images, labels)
-    held_here, spent_here = ours(images, labels, torch.arange(100))
-    assert int((held != held_here).sum()) <= 1
+    held_here, spent_here = ours(images, labels, torch.arange(200))
+    assert 0 < int(held.sum()) < 100
+    assert abs(int(held.sum()) - int(held_here.sum())) / 200 <= 0.005
+    assert int((held != held_here).sum()) <= 2  # nor do differences cancel
     both = (held & held_here).nonzero().squeeze(1)[:10]
     if len(both):
         (_, spent), (_, spent_here) = theirs(images[both], labels[both]), ours(images[both], labels[both], both)
