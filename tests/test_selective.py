@@ -4,6 +4,7 @@ failing makes one robust."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,19 @@ def test_an_image_made_anew_has_no_true_class_to_be_right_about(cell, attack, ri
     )
     found = selective.answers(drawn, "1%")
     assert found.right.tolist() == [right[0] / 2, 0, 0] and found.wrong.tolist() == [0.75 - right[0] / 2, 1, 0]
+
+
+def test_every_radius_that_the_mean_counts_is_attacked_along_both_routes():
+    for asked in (one for one in protocols.PROTOCOLS.values() if one.is_selective):
+        for attacks in (asked.attacks, *(effort.attacks for effort in asked.efforts)):
+            for norm, radii in (("linf", asked.linf_radii), ("l2", asked.l2_radii)):
+                plain = {
+                    (spec.attack, spec.eps, spec.route)
+                    for spec in attacks
+                    if spec.track == "rejection" and spec.norm == norm and not spec.variant
+                }
+                rules, routes = ("lagrangian_pgd", "orthogonal_pgd"), ("autograd", "bpda")
+                assert plain == set(itertools.product(rules, radii, routes)), (asked.id, norm)
 
 
 def test_defenses_go_to_the_protocols_of_their_kind():
