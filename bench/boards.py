@@ -223,14 +223,14 @@ def _as_a_class(steps: int, eot: int, full: bool) -> list[AttackSpec]:
 def _past_detectors(
     radii: tuple[float, ...], hard: tuple[float, ...], l2: tuple[float, ...], wide: float, steps: int, eot: int
 ) -> list[AttackSpec]:
-    """Attackers who want a wrong answer that is accepted, at the threshold that the board compares at; at the `hard`
-    radii also at the others, with restarts, with twice the steps, along BPDA, and who know the purifier but not the
-    detector."""
+    """Attackers who want a wrong answer that is accepted, at the threshold that the board compares at, along both
+    routes at every radius, since the mean robust radius counts all of them; at the `hard` radii also at the other
+    thresholds, with restarts, with twice the steps, and who know the purifier but not the detector."""
     specs = []
     usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps))
     for eps in radii:
         for attack in ("lagrangian_pgd", "orthogonal_pgd"):
-            specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "autograd"))
+            specs += [AttackSpec(attack, "rejection", "linf", eps, usual, route) for route in ROUTES[:2]]
             if eps not in hard:
                 continue
             for threshold in tuple(THRESHOLDS)[1:]:
@@ -241,7 +241,6 @@ def _past_detectors(
             specs.append(AttackSpec(attack, "rejection", "linf", eps, again, "autograd", variant="restarts"))
             twice = (("eot", eot), ("steps", 2 * steps))
             specs.append(AttackSpec(attack, "rejection", "linf", eps, twice, "autograd", variant="twice"))
-            specs.append(AttackSpec(attack, "rejection", "linf", eps, usual, "bpda"))
         if eps in hard:
             specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
             asked = (("eot", eot), ("queries", 5 * steps))
@@ -249,7 +248,7 @@ def _past_detectors(
     specs += _as_a_class(steps, eot, len(hard) > 1)
     for attack in ("lagrangian_pgd", "orthogonal_pgd"):
         specs.append(AttackSpec(attack, "rejection", "linf", wide, usual, "autograd", variant="wide"))
-        specs += [AttackSpec(attack, "rejection", "l2", eps, usual, "autograd") for eps in l2]
+        specs += [AttackSpec(attack, "rejection", "l2", eps, usual, route) for eps in l2 for route in ROUTES[:2]]
     return specs
 
 

@@ -7,24 +7,22 @@ untrained classifier, and raises ContractError with what was found and what to d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import classifiers, cost, data, draws, memory, training
-from bench.data import Dataset
+from bench import brief_fit, classifiers, cost, draws, memory, training
 from bench.defense import Defense, has_door, settings
 from bench.errors import BenchError
 from bench.guards import untouched
 from bench.isolation import Isolated
-from bench.progress import Advance, Progress
 
 Check = Callable[[type[Defense], Tensor], None]
-CLOSE = 1e-5  # between two orders of the same floating-point work
+CLOSE = 1e-5  # between two orders of the same floating-point work, on images
+CLOSE_OF_LARGEST = 1e-4  # the same of answers on a scale of their own, relative to the largest of the batch
+ANSWERS = ("purify", "logits", "rejection_score", "class_scores")  # that a defense is scored or attacked by
 
 
 class ContractError(BenchError):
@@ -53,6 +51,44 @@ def _purify(defense: Defense, images: Tensor, seed: int = 0) -> Tensor:
 def _logits(defense: Defense, images: Tensor, seed: int = 0) -> Tensor:
     with torch.no_grad():
         return defense.logits(images, draws.generator(images.device, "check", seed))
+
+
+def _doors(defense: Defense) -> list[str]:
+    """The ANSWERS that a defense gives by a method of its own."""
+    return [door for door in ANSWERS if has_door(defense, door)]
+
+
+def _answers(
+    defense: Defense, images: Tensor, seed: int = 0, *, backwards: bool = False, gradients: bool = False
+) -> dict[str, Tensor]:
+    """All that a defense answers to images, by door, each from the same state of the generator.
+
+    Logits that are not its own are its classifier's at what it purified, as in scoring. `backwards` asks in the other
+    order, `gradients` as an attacker does.
+    """
+    doors, found = _doors(defense), {}
+    with torch.set_grad_enabled(gradients):
+        for door in reversed(doors) if backwards else doors:
+            given = images.clone().requires_grad_() if gradients else images
+            found[door] = getattr(defense, door)(given, draws.generator(images.device, "check", seed))
+        if "logits" not in doors:
+            found["logits"] = defense.classifier(found["purify"])
+    return {door: answer.detach() for door, answer in found.items()}
+
+
+def _apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """By how much two times the same answers differ, by door, where it is more than rounding explains.
+
+    Images have a scale, [0, 1]; logits and scores have the one of the largest of them, whatever it is: a score may be
+    counted in millionths, as a board sets its own threshold. They get the wider tolerance, since a score is often a
+    small difference between large numbers.
+    """
+    for door, answer in one.items():
+        same = (answer == other[door]) | (answer.isnan() & other[door].isnan())
+        gap = float(torch.where(same, 0, (answer - other[door]).abs()).max())
+        largest = float(answer.nan_to_num(0, 0, 0).abs().max())
+        if not gap <= (CLOSE if door == "purify" else CLOSE_OF_LARGEST * largest):  # so also where it is no number
+            yield door, gap
 
 
 def check_facts(cls: type[Defense], images: Tensor) -> None:
@@ -145,22 +181,24 @@ def check_logits(cls: type[Defense], images: Tensor) -> None:
 
 
 def check_input_is_unchanged(cls: type[Defense], images: Tensor) -> None:
-    """The caller's images are not written to."""
+    """The caller's images are not written to, whatever is asked of them."""
     defense, before = _build(cls, images), images.clone()
-    _purify(defense, images)
-    _expect(torch.equal(images, before), f"{cls.__name__}.purify changed its input; work on images.clone()")
+    for door in _doors(defense):
+        with torch.no_grad():
+            getattr(defense, door)(images, draws.generator(images.device, "check", 0))
+        _expect(torch.equal(images, before), f"{cls.__name__}.{door} changed its input; work on images.clone()")
 
 
 def check_same_seed_same_output(cls: type[Defense], images: Tensor) -> None:
-    """All randomness comes from the generator: same seed, same images, whatever torch's global seed is."""
+    """All randomness comes from the generator: same seed, same answers, whatever torch's global seed is."""
     defense = _build(cls, images)
     with training.global_seed(1):
-        first = _logits(defense, images), _purify(defense, images)
+        first = _answers(defense, images)
     with training.global_seed(2):
-        second = _logits(defense, images), _purify(defense, images)
-    for door, a, b in zip(("logits", "purify"), first, second, strict=True):
+        second = _answers(defense, images)
+    for door, answer in first.items():
         _expect(
-            torch.equal(a, b),
+            torch.equal(answer, second[door]),
             f"{cls.__name__}.{door} differs between two calls with the same generator; pass it to every random call",
         )
 
@@ -169,18 +207,18 @@ def check_global_randomness_is_untouched(cls: type[Defense], images: Tensor) -> 
     """torch's global generator is not used: a random attack would see its numbers."""
     defense = _build(cls, images)
     before = torch.random.get_rng_state()
-    _logits(defense, images)
+    _answers(defense, images)
     unused = torch.equal(before, torch.random.get_rng_state())
     torch.random.set_rng_state(before)
     _expect(unused, f"{cls.__name__} draws from torch's global generator; pass generator=... instead")
 
 
 def check_randomness_is_declared(cls: type[Defense], images: Tensor) -> None:
-    """Other seeds give other images if and only if `stochastic` says so."""
+    """Other seeds give other answers if and only if `stochastic` says so."""
     defense = _build(cls, images)
-    differs = any(not torch.equal(_purify(defense, images, 0), _purify(defense, images, seed)) for seed in (1, 2))
-    if not differs and has_door(cls, "logits"):
-        differs = not torch.equal(_logits(defense, images, 0), _logits(defense, images, 1))
+    first = _answers(defense, images)
+    others = (_answers(defense, images, seed) for seed in (1, 2))
+    differs = any(not torch.equal(answer, other[door]) for other in others for door, answer in first.items())
     _expect(
         differs == cls.stochastic,
         f"{cls.__name__} is {'random' if differs else 'deterministic'} but declares stochastic = {cls.stochastic}; "
@@ -189,56 +227,59 @@ def check_randomness_is_declared(cls: type[Defense], images: Tensor) -> None:
 
 
 def check_rows_are_independent(cls: type[Defense], images: Tensor) -> None:
-    """An image's result does not depend on the other images of the batch; a deterministic one not on its place."""
+    """An image's answers do not depend on the other images of the batch; deterministic ones not on its place."""
     defense = _build(cls, images)
-    together = _purify(defense, images)
+    together = _answers(defense, images)
     others = images.clone()
     others[1:] = 1 - others[1:]
-    gap = float((_purify(defense, others)[0] - together[0]).abs().max())
-    _expect(
-        gap <= CLOSE,
-        f"{cls.__name__}.purify: image 0 changes by {gap:.2g} when the others change; use no statistics of the batch",
-    )
-    if not cls.stochastic:
-        for what, alone in {
-            "alone": torch.cat([_purify(defense, image[None]) for image in images]),
-            "in reversed order": _purify(defense, images.flip(0)).flip(0),
-        }.items():
-            gap = float((alone - together).abs().max())
-            _expect(
-                gap <= CLOSE,
-                f"{cls.__name__}.purify: an image purified {what} differs by {gap:.2g} from the batch",
-            )
+    for door, gap in _apart(_first(together), _first(_answers(defense, others))):
+        raise ContractError(
+            f"{cls.__name__}.{door}: image 0 changes by {gap:.2g} when the others change; use no statistics of the "
+            "batch"
+        )
+    if cls.stochastic:
+        return
+    one_by_one = [_answers(defense, image[None]) for image in images]
+    alone = {door: torch.cat([answers[door] for answers in one_by_one]) for door in together}
+    reversed_order = {door: answer.flip(0) for door, answer in _answers(defense, images.flip(0)).items()}
+    for what, found in {"alone": alone, "in reversed order": reversed_order}.items():
+        for door, gap in _apart(together, found):
+            raise ContractError(f"{cls.__name__}.{door}: an image asked {what} differs by {gap:.2g} from the batch")
+
+
+def _first(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The answers to the first image."""
+    return {door: answer[:1] for door, answer in answers.items()}
 
 
 def check_stateless(cls: type[Defense], images: Tensor) -> None:
-    """Purifying leaves no trace: weights, buffers and later results stay as they were, in eval mode."""
-    defense = _build(cls, images)
-    before, first = training.weights_hash(defense), _logits(defense, images)
-    _logits(defense, 1 - images, seed=5)
-    _expect(training.weights_hash(defense) == before, f"{cls.__name__}: purifying changed its weights or buffers")
-    _expect(
-        torch.equal(_logits(defense, images), first),
-        f"{cls.__name__}: the same images give another result after others were purified; keep no state",
-    )
+    """To answer leaves no trace: weights, buffers and later answers stay as they were, in eval mode.
+
+    A second instance is asked about other images first, so that what either keeps of its first batch shows, and in
+    another order, so that what one answer keeps for the next does.
+    """
+    first, defense = _answers(_build(cls, images), images), _build(cls, images)
+    before = training.weights_hash(defense)
+    _answers(defense, 1 - images, seed=5)
+    _expect(training.weights_hash(defense) == before, f"{cls.__name__}: to answer changed its weights or buffers")
+    for door, answer in _answers(defense, images, backwards=True).items():
+        _expect(
+            torch.equal(answer, first[door]),
+            f"{cls.__name__}.{door}: the same images give another answer after others were asked about; keep no state",
+        )
     _expect(
         not any(module.training for module in defense.modules()),
-        f"{cls.__name__}: purifying left a module in training mode",
+        f"{cls.__name__}: to answer left a module in training mode",
     )
 
 
 def check_grad_mode_makes_no_difference(cls: type[Defense], images: Tensor) -> None:
     """The attacker, who needs gradients, and the scorer, who does not, see the same values."""
     defense = _build(cls, images)
-    quiet = _logits(defense, images)
-    with torch.enable_grad():
-        attacked = images.clone().requires_grad_()
-        loud = defense.logits(attacked, draws.generator(images.device, "check", 0)).detach()
-    gap = float((quiet - loud).abs().max())
-    _expect(
-        gap <= CLOSE * max(1.0, float(quiet.abs().max())),
-        f"{cls.__name__}.logits differ by {gap:.2g} between gradients on and off; do not look at the grad mode",
-    )
+    for door, gap in _apart(_answers(defense, images), _answers(defense, images, gradients=True)):
+        raise ContractError(
+            f"{cls.__name__}.{door} differs by {gap:.2g} between gradients on and off; do not look at the grad mode"
+        )
 
 
 def check_gradient_reaches_the_images(cls: type[Defense], images: Tensor) -> None:
@@ -281,7 +322,7 @@ def check_classifier_is_untouched(cls: type[Defense], images: Tensor) -> None:
         with untouched(defense.classifier):
             _logits(defense, images)
             if cls.kind == "purifier":
-                _one_step(defense)
+                brief_fit.one_step(defense)
     except RuntimeError as problem:
         raise ContractError(f"{cls.__name__}: {problem}") from problem
 
@@ -291,13 +332,13 @@ def check_fit_learns(cls: type[Defense], images: Tensor) -> None:
     if not has_door(cls, "fit"):
         return
     defense = _build(cls, images)
-    before, tiny = training.weights_hash(defense), _tiny_data()
+    before, tiny = training.weights_hash(defense), brief_fit.tiny_data()
     _expect(
         bool(before),
         f"{cls.__name__} has a fit but no weights; register what it learns as parameters or buffers",
     )
     untrained = tiny.train.images.clone()
-    _one_step(defense)
+    brief_fit.one_step(defense)
     _expect(training.weights_hash(defense) != before, f"{cls.__name__}.fit changed no weights in its first step")
     finite = all(bool(tensor.isfinite().all()) for tensor in defense.state_dict().values())
     _expect(finite, f"{cls.__name__}.fit made weights that are not finite")
@@ -305,18 +346,18 @@ def check_fit_learns(cls: type[Defense], images: Tensor) -> None:
 
 
 def check_weights_hold_what_fit_learned(cls: type[Defense], images: Tensor) -> None:
-    """A new instance with the saved weights purifies as the trained one did: nothing learned is kept elsewhere."""
+    """A new instance with the saved weights answers as the trained one did: nothing learned is kept elsewhere."""
     if not has_door(cls, "fit"):
         return
     trained, loaded = _build(cls, images), _build(cls, images)
-    _one_step(trained)
+    brief_fit.one_step(trained)
+    brief_fit.rest(trained)
     loaded.load_state_dict(trained.state_dict())
-    gap = float((_purify(trained, images) - _purify(loaded.eval(), images)).abs().max())
-    _expect(
-        gap <= CLOSE,
-        f"{cls.__name__}: with the saved weights the result differs by {gap:.2g}; what fit learns belongs in "
-        "parameters or in register_buffer, not in plain attributes",
-    )
+    for door, gap in _apart(_answers(trained, images), _answers(loaded.eval(), images)):
+        raise ContractError(
+            f"{cls.__name__}.{door}: with the saved weights the answer differs by {gap:.2g}; what fit learns belongs "
+            "in parameters or in register_buffer, not in plain attributes"
+        )
 
 
 def check_latent_doors(cls: type[Defense], images: Tensor) -> None:
@@ -531,52 +572,6 @@ def run(cls: type[Defense], images: Tensor | None = None) -> Iterator[Finding]:
         yield Finding(check.__name__.removeprefix("check_"), meaning, problem)
 
 
-@cache
-def _digits() -> Dataset:
-    return data.load("digits")
-
-
 def sixteen_digits() -> Tensor:
     """Sixteen real images, (16, 1, 28, 28)."""
-    return _digits().train.images[:16].clone()
-
-
-def _tiny_data() -> Dataset:
-    digits = _digits()
-    return Dataset(
-        "digits", digits.train[:32], digits.validation[:32], digits.test[:0], digits.class_names, digits.split
-    )
-
-
-class _EnoughError(Exception):
-    pass
-
-
-class _OneStep(Progress):
-    """Stops a training after its first optimizer step: at the first report of progress at which weights have changed,
-    as a `fit` may make its data before it learns. After so many reports that changed nothing it stops all the same."""
-
-    REPORTS = 200
-
-    def __init__(self, defense: Defense) -> None:
-        self._defense, self._before, self._heard = defense, training.weights_hash(defense), 0
-
-    @contextmanager
-    def task(self, label: str, total: float, done: float = 0) -> Iterator[Advance]:
-        def advance(units: float) -> None:
-            self._heard += 1
-            if self._heard >= self.REPORTS or training.weights_hash(self._defense) != self._before:
-                raise _EnoughError
-
-        yield advance
-
-
-def _one_step(defense: Defense) -> None:
-    """One optimizer step of `fit` where it reports progress, all of it on 32 images where it does not."""
-    if has_door(defense, "fit"):
-        try:
-            with training.global_seed(0):
-                defense.fit(_tiny_data(), draws.generator("cpu", "check", "fit"), _OneStep(defense))
-        except _EnoughError:
-            pass
-    defense.eval()
+    return brief_fit.digits().train.images[:16].clone()

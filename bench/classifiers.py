@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -183,13 +184,18 @@ def fit(
     )
 
 
+def key(dataset: str, split: str, seed: int) -> dict[str, Any]:
+    """What decides the weights of a classifier, besides its name: see training.load_or_fit."""
+    return {"dataset": dataset, "split": split, "recipe": dict(RECIPE), "seed": seed}
+
+
 def trained(name: str, data: Dataset, progress: Progress, seed: int = 0) -> tuple[nn.Sequential, str]:
     """The classifier trained on `data` (loaded if it was before), frozen, in eval mode; and its weights' hash."""
     classifier = build(name, data.shape, len(data.class_names), seed).to(data.train.images.device)
     weights_hash = training.load_or_fit(
         classifier,
         f"classifier_{name}",
-        {"dataset": data.name, "split": data.split, "recipe": dict(RECIPE), "seed": seed},
+        key(data.name, data.split, seed),
         lambda generator, kept: fit(classifier, data, generator, kept, f"training classifier {name} on {data.name}"),
         progress,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import statistics
+from bench.catalog import ATTACKS
 from bench.record import Cell
 from bench.statistics import Array
 
@@ -28,20 +29,34 @@ class Shares:
 
 def answers(cell: Cell, threshold: str) -> Shares | None:
     """How a cell's images come out at a threshold, each (n,); None where its records cannot tell: of a random defense
-    only the cell's own threshold is known."""
+    only the cell's own threshold is known.
+
+    An image that an attack made anew has no true class (AttackInfo.new_images): no answer to it is right, not even the
+    label of the image that it was given."""
     outcomes, record = cell.outcomes, cell.record
     if record.card.stochastic:
         if record.spec.threshold != threshold:
             return None
-        right = np.nan_to_num(outcomes.correct.astype(np.float64))
+        sure = np.nan_to_num(outcomes.correct.astype(np.float64)) * _has_class(cell)
         accepted = outcomes.accepted.astype(np.float64)
-        return Shares(right, accepted - right, 1 - accepted)
+        return Shares(sure, accepted - sure, 1 - accepted)
     failed: NDArray[np.bool_] = outcomes.predicted < 0  # a failure is no refusal
     beyond = record.thresholds.get(threshold, np.inf)  # one that could not be built or trained has none
     refused = (outcomes.rejection_score > beyond) & ~failed
-    right = ~refused & (outcomes.predicted == outcomes.label)
+    right = ~refused & _is_named(cell)
     wrong = ~refused & ~right
     return Shares(*(part.astype(np.float64) for part in (right, wrong, refused)))
+
+
+def _has_class(cell: Cell) -> bool:
+    """Whether the images of a cell show their label: those that an attack made anew show nothing."""
+    info = ATTACKS.get(cell.record.attack)
+    return info is None or not info.new_images
+
+
+def _is_named(cell: Cell) -> NDArray[np.bool_]:
+    """Which images (n,) a deterministic defense gives their true class, accepted or not."""
+    return np.asarray((cell.outcomes.predicted == cell.outcomes.label) & _has_class(cell), dtype=np.bool_)
 
 
 def worst(cells: Sequence[Cell], norm: str, radii: Sequence[float], threshold: str) -> Shares:
@@ -121,9 +136,12 @@ class RiskCoverage:
 
 
 def risk_coverage(cell: Cell) -> RiskCoverage:
-    """The curve over all thresholds of a cell's attacked images (El-Yaniv and Wiener 2010, JMLR 11)."""
+    """The curve over all thresholds of a cell's attacked images (El-Yaniv and Wiener 2010, JMLR 11).
+
+    An image that the defense failed on is an error that no threshold refuses."""
     mask = cell.outcomes.attacked
-    score, wrong = cell.outcomes.rejection_score[mask], (cell.outcomes.predicted != cell.outcomes.label)[mask]
+    score = np.where(cell.outcomes.predicted < 0, -np.inf, cell.outcomes.rejection_score)[mask]
+    wrong = ~_is_named(cell)[mask]
     order = np.argsort(score, kind="stable")
     count = np.arange(1, len(order) + 1)
     risk = np.cumsum(wrong[order]) / count

@@ -76,7 +76,7 @@ class SourceNet:
         return "net", self.weights
 
 
-class _Substitute(nn.Module):
+class Substitute(nn.Module):
     """A net with the counts that its file keeps beside the weights."""
 
     def __init__(self, net: nn.Module, device: torch.device) -> None:
@@ -112,7 +112,7 @@ def trained(
     """
     device = data.train.images.device
     net = classifiers.build(architecture, data.shape, len(data.class_names), SEED).to(device)
-    substitute = _Substitute(net, device)
+    substitute = Substitute(net, device)
 
     def fit(generator: Generator, kept: Progress) -> None:
         kept.say(f"training a substitute {architecture} on {recipe.queries:,} labels that {of} answers")
@@ -121,7 +121,7 @@ def trained(
         for buffer, value in zip(("queries", "agreed", "compared"), (points, agreed, compared), strict=True):
             getattr(substitute, buffer).fill_(value)
 
-    training.load_or_fit(substitute, *_described(architecture, key, data.name, data.split, recipe), fit, progress)
+    training.load_or_fit(substitute, *described(architecture, key, data.name, data.split, recipe), fit, progress)
     queries, agreed, compared = (int(getattr(substitute, name)) for name in ("queries", "agreed", "compared"))
     net.requires_grad_(False).eval()
     return SourceNet(net, training.weights_hash(net), queries, agreed / compared if compared else None)
@@ -129,10 +129,13 @@ def trained(
 
 def is_kept(architecture: str, key: object, dataset: str, split: str, recipe: Recipe = PAPERNOT) -> bool:
     """Whether the weights that `trained` would train lie on disk."""
-    return training.weights_path(*_described(architecture, key, dataset, split, recipe)).exists()
+    return training.weights_path(*described(architecture, key, dataset, split, recipe)).exists()
 
 
-def _described(architecture: str, key: object, dataset: str, split: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
+def described(
+    architecture: str, key: object, dataset: str, split: str, recipe: Recipe = PAPERNOT
+) -> tuple[str, dict[str, Any]]:
+    """What a substitute's weights are called, and what decides them: see training.load_or_fit."""
     decides = {"oracle": key, "dataset": dataset, "split": split, "recipe": asdict(recipe), "compared": COMPARED}
     return f"substitute_{architecture}", {"version": VERSION, **decides}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -68,6 +70,11 @@ def trained(defense: Defense, name: str, key: object, data: Dataset, examples: i
             label=f"training the surrogate of {name}",
         )  # fmt: skip
 
-    described = {"version": VERSION, "defense": key, "dataset": data.name, "split": data.split, "examples": examples}
-    training.load_or_fit(surrogate, f"surrogate_{name}", described, fit, progress)
+    training.load_or_fit(surrogate, *described(name, key, data.name, data.split, examples), fit, progress)
     return surrogate.requires_grad_(False).eval()
+
+
+def described(name: str, key: object, dataset: str, split: str, examples: int) -> tuple[str, dict[str, Any]]:
+    """What a surrogate's weights are called, and what decides them: see training.load_or_fit."""
+    decides = {"defense": key, "dataset": dataset, "split": split, "examples": examples}
+    return f"surrogate_{name}", {"version": VERSION, **decides}

@@ -226,9 +226,16 @@ def load_or_fit(
     return weights_hash(module)
 
 
-def check(path: Path) -> str:
-    """The sha256 of a file's tensors. Raises BenchError if it cannot be read or does not match its own checksum."""
-    return _sound(path)[1]["sha256"]
+def check(path: Path, module: nn.Module | None = None) -> str:
+    """The sha256 of a file's tensors. Raises BenchError if it cannot be read, does not match its own checksum, or does
+    not fit `module`, where one is given."""
+    tensors, metadata = _sound(path)
+    if module is not None:
+        try:
+            _fits(module, tensors)
+        except ValueError as problem:
+            raise BenchError(f"{path} {problem}") from problem
+    return metadata["sha256"]
 
 
 def _sound(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -262,12 +269,17 @@ def _load(path: Path, module: nn.Module, described: str) -> dict[str, str]:
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load all tensors or, with ValueError, none: `load_state_dict` takes those that fit before it complains."""
+    _fits(module, tensors)
+    module.load_state_dict(dict(tensors))
+
+
+def _fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless a module has these tensors and no others, each of its shape and type."""
     mine = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
     theirs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     strange = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if strange:
         raise ValueError(f"does not fit the module: {', '.join(strange)} differ in name, shape or type")
-    module.load_state_dict(dict(tensors))
 
 
 class CheckpointingProgress(Progress):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench import places, plugins, seeds
+from bench.catalog import DATASETS
 from bench.errors import BenchError, unknown
 
 NETS = ("classifier_", "substitute_", "surrogate_")  # how the names of what is no defense begin
@@ -96,7 +97,8 @@ def take(path: Path) -> str:
     """Take the weights of one file into the home folder; says what was done.
 
     Raises BenchError, and takes nothing, where the file is damaged, is called otherwise than its key wants, was trained
-    for a defense, version or settings that are not installed here, or differs from weights of the same key.
+    for a defense, version or settings that are not installed here, is of a classifier or another net that this version
+    trains otherwise, or differs from weights of the same key.
     """
     from bench import training
 
@@ -122,6 +124,7 @@ def take(path: Path) -> str:
 def _usable(weights: Weights) -> None:
     """Raises BenchError if no defense or net here would ever look for these weights."""
     if weights.name.startswith(NETS):
+        _usable_net(weights)
         return
     from bench.defense import settings
 
@@ -145,6 +148,43 @@ def _usable(weights: Weights) -> None:
         f"{weights.path} fits no recipe of {weights.name}: it differs from {recipes[fewest]!r} in "
         f"{', '.join(differences[fewest])}"
     )
+
+
+def _usable_net(weights: Weights) -> None:
+    """The same of what is no defense: of a kind, recipe and version that is trained here, for a data set that is
+    known, with the tensors of such a net. Of which model (the hash `oracle` or `defense`) is not checked: a net of one
+    that is not here is never asked for."""
+    import torch
+
+    from bench import classifiers, substitutes, surrogate, training
+
+    kind, _, name = weights.name.partition("_")
+    given = dict(weights.key)
+    dataset, split = str(given.get("dataset")), str(given.get("split"))
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS, see="purifybench list datasets")
+    if kind == "surrogate":
+        plugins.load(name)
+        counts = surrogate.EXAMPLES.values()
+        examples = given["examples"] if given.get("examples") in counts else max(counts)
+        _, expected = surrogate.described(name, str(given.get("defense")), dataset, split, examples)
+        module: torch.nn.Module = surrogate.Surrogate(channels=1)
+    else:
+        module = classifiers.build(name)  # every data set is of ten classes, 1x28x28
+        expected = classifiers.key(dataset, split, seed if isinstance(seed := given.get("seed"), int) else 0)
+        if kind == "substitute":
+            _, expected = substitutes.described(name, str(given.get("oracle")), dataset, split)
+            module = substitutes.Substitute(module, torch.device("cpu"))
+    for field in sorted(expected.keys() | given.keys()):
+        found, wanted = (
+            json.dumps(one[field], sort_keys=True) if field in one else "nothing" for one in (given, expected)
+        )
+        if found != wanted:
+            raise BenchError(
+                f"{weights.path} is of another {kind} than this version trains: {field} is {found}, expected {wanted}; "
+                "train it again"
+            )
+    training.check(weights.path, module)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ _FAMILIES: Mapping[str, tuple[Change, ...]] = MappingProxyType(
             Change("2026-11-21", "Begun: thresholds of the harness, Lagrangian and Orthogonal PGD past the detector."),
             Change("2026-11-21", "The GM-VAE's own attacks, for defenses that tell what they expect of a class."),
             Change("2026-11-22", "A random search that asks for scores alone, towards wrong and accepted."),
+            Change("2026-11-22", "Both attacks past the detector run along BPDA at every radius, as elsewhere."),
         ),
         "latent-v1": (
             Change("2026-11-22", "Begun: the same balls searched among codes and pixels; the overpowered attack."),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from bench import checks, plugins
+from bench import checks, plugins, training
 from bench.data import Dataset
 from bench.defense import Defense, has_door, settings, source_hash
 from bench.errors import BenchError
@@ -51,7 +51,37 @@ class HonestNoise(Honest):
         return 0.9 * images + 0.1 * noise
 
 
-@pytest.mark.parametrize("cls", [Honest, HonestNoise], ids=lambda cls: cls.__name__)
+class HonestRefusal(Honest):
+    """Refuses what is brighter than all of its validation images; its logits are on a scale of their own."""
+
+    kind = "selective"
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__(classifier)
+        self.gain = nn.Parameter(torch.ones(()))
+        self.register_buffer("threshold", torch.ones(()))
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        def batch_loss(images: Tensor) -> Tensor:
+            return (self.gain * images.mean() - 0.1).square()
+
+        training.train(
+            self, batch_loss, (data.train.images,), optimizer=torch.optim.SGD(self.parameters(), lr=0.1), epochs=100,
+            batch_size=16, generator=generator, progress=progress, label="gain",
+        )  # fmt: skip
+        self.threshold = self.brightness(data.validation.images).amax().detach()
+
+    def brightness(self, images: Tensor) -> Tensor:
+        return self.gain * images.flatten(1).mean(dim=1)
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        return 1e-6 * self.classifier(self.purify(images, generator))
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.brightness(images) / self.threshold
+
+
+@pytest.mark.parametrize("cls", [Honest, HonestNoise, HonestRefusal], ids=lambda cls: cls.__name__)
 def test_honest_defenses_have_no_finding(cls):
     assert [finding for finding in checks.run(cls) if finding.problem] == []
 
@@ -429,6 +459,97 @@ class ScoresOfOneClass(ScoresThatBoundNothing):
         return self.rejection_score(images, generator)
 
 
+class ScoreOfTheBatch(HonestRefusal):
+    """Refuses what is brighter than the other images of the batch, on a scale of millionths."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        brightness = self.brightness(images)
+        return 1e-6 * brightness / brightness.mean()
+
+
+class LogitsOfTheBatch(HonestRefusal):
+    """Takes the mean of the batch off its logits."""
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        logits = self.classifier(images)
+        return logits - logits.mean(dim=0, keepdim=True)
+
+
+class ScoreSniffsGradMode(HonestRefusal):
+    """Accepts all while somebody asks for gradients."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        score = super().rejection_score(images, generator)
+        return 0.5 * score if torch.is_grad_enabled() else score
+
+
+class UndeclaredScore(HonestRefusal):
+    """Refuses at random, and says that it does not."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        drawn = torch.rand(len(images), generator=generator, device=images.device)
+        return super().rejection_score(images, generator) + 0.1 * drawn
+
+
+class ScoreOfGlobalNoise(HonestRefusal):
+    """Refuses at random, by numbers that no seed of the harness gives."""
+
+    stochastic = True
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return super().rejection_score(images, generator) + 0.1 * torch.rand(len(images))
+
+
+class ScoreRemembersFirst(HonestRefusal):
+    """Compares every batch with the first one that it saw."""
+
+    first: Tensor | None = None
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        brightness = self.brightness(images)
+        if self.first is None:
+            self.first = brightness.detach().mean()
+        return brightness / self.first
+
+
+class ScoreOfTheLastPurified(HonestRefusal):
+    """Scores what was purified last, in the belief that these are the same images."""
+
+    last: Tensor | None = None
+
+    def purify(self, images: Tensor, generator: Generator) -> Tensor:
+        self.last = super().purify(images, generator)
+        return self.last
+
+    def logits(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.classifier(Honest.purify(self, images, generator))
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.brightness(self.purify(images, generator) if self.last is None else self.last)
+
+
+class ScoreWritesToItsInput(HonestRefusal):
+    """Takes the mean off the caller's images."""
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        if not images.requires_grad:
+            images.mul_(0.9)
+        return super().rejection_score(images, generator)
+
+
+class PlainThreshold(HonestRefusal):
+    """Keeps the threshold that it sets after its training where no checkpoint looks."""
+
+    limit = 1.0
+
+    def fit(self, data: Dataset, generator: Generator, progress: Progress) -> None:
+        super().fit(data, generator, progress)
+        self.limit = 2 * float(self.threshold)
+
+    def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.brightness(images) / self.limit
+
+
 def test_a_defense_that_hurries_honestly_has_no_finding():
     assert [finding for finding in checks.run(InAHurry) if finding.problem] == []
 
@@ -473,6 +594,16 @@ SHELF = [
     (SelectiveInName, "rejection_score", "go together"),
     (ScoreWithoutGradient, "rejection_score", "no finite, nonzero gradient"),
     (ThresholdFromTestImages, "fit_learns", "not finite"),
+    (ScoreOfTheBatch, "rows_are_independent", "rejection_score: image 0 changes"),
+    (LogitsOfTheBatch, "rows_are_independent", "logits: image 0 changes"),
+    (ScoreSniffsGradMode, "grad_mode_makes_no_difference", "rejection_score differs"),
+    (UndeclaredScore, "randomness_is_declared", "set stochastic = True"),
+    (ScoreOfGlobalNoise, "same_seed_same_output", "rejection_score differs"),
+    (ScoreOfGlobalNoise, "global_randomness_is_untouched", "global generator"),
+    (ScoreRemembersFirst, "stateless", "rejection_score: the same images give another answer"),
+    (ScoreOfTheLastPurified, "stateless", "rejection_score: the same images give another answer"),
+    (ScoreWritesToItsInput, "input_is_unchanged", "rejection_score changed its input"),
+    (PlainThreshold, "weights_hold_what_fit_learned", "rejection_score: with the saved weights"),
     (ScoresThatBoundNothing, "class_scores", "larger by"),
     (ScoresOfOneClass, "class_scores", r"expected \(16, 10, 2\)"),
 ]

@@ -4,6 +4,7 @@ failing makes one robust."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,48 @@ def test_the_risk_coverage_curve_in_closed_form(cell):
     curve = selective.risk_coverage(cell([0, 1, 0, 0], [0.1, 0.9, 0.2, 0.3]))
     assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == [0, 0, 0, 0.25]
     assert curve.area == pytest.approx(1 / 16)
+
+
+def test_a_failure_is_no_refusal_to_the_risk_coverage_curve(cell):
+    """Its score is no number, or as high as it likes: it is kept first, and wrong."""
+    failed = cell([0, -1, 0, -1], [0.1, np.nan, 0.2, 9.0])
+    assert selective.risk_coverage(failed).risk.tolist() == pytest.approx([1, 1, 2 / 3, 1 / 2])
+
+
+@pytest.mark.parametrize(("attack", "right"), [("fooling", [0, 0, 0]), ("lagrangian_pgd", [1, 0, 0])])
+def test_an_image_made_anew_has_no_true_class_to_be_right_about(cell, attack, right):
+    """Label 0: the first is accepted as it, the second as another class, the third is refused."""
+    made = cell([0, 1, 0], [0, 0, 0.9], eps=0.1)
+    made = dataclasses.replace(made, record=made.record.model_copy(update={"attack": attack}))
+    found = selective.answers(made, "1%")
+    assert found.right.tolist() == right and found.refused.tolist() == [0, 0, 1]
+    assert found.wrong.tolist() == [1 - right[0], 1, 0]
+    assert selective.risk_coverage(made).risk[0] == 1 - right[0]
+    (held,) = selective.as_held([made], "1%")
+    assert held.outcomes.correct.tolist() == [right[0], 0, 1]
+    random = {"card": made.record.card.model_copy(update={"stochastic": True})}
+    drawn = dataclasses.replace(
+        made,
+        record=made.record.model_copy(update=random),
+        outcomes=dataclasses.replace(
+            made.outcomes, correct=np.array([0.5, 0, 0], np.float32), accepted=np.array([0.75, 1, 0], np.float32)
+        ),
+    )
+    found = selective.answers(drawn, "1%")
+    assert found.right.tolist() == [right[0] / 2, 0, 0] and found.wrong.tolist() == [0.75 - right[0] / 2, 1, 0]
+
+
+def test_every_radius_that_the_mean_counts_is_attacked_along_both_routes():
+    for asked in (one for one in protocols.PROTOCOLS.values() if one.is_selective):
+        for attacks in (asked.attacks, *(effort.attacks for effort in asked.efforts)):
+            for norm, radii in (("linf", asked.linf_radii), ("l2", asked.l2_radii)):
+                plain = {
+                    (spec.attack, spec.eps, spec.route)
+                    for spec in attacks
+                    if spec.track == "rejection" and spec.norm == norm and not spec.variant
+                }
+                rules, routes = ("lagrangian_pgd", "orthogonal_pgd"), ("autograd", "bpda")
+                assert plain == set(itertools.product(rules, radii, routes)), (asked.id, norm)
 
 
 def test_defenses_go_to_the_protocols_of_their_kind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Generator, nn
 from typer.testing import CliRunner
 
-from bench import places, training, weights
+from bench import classifiers, places, substitutes, surrogate, training, weights
 from bench.cli import app
 from bench.defense import settings
 from bench.errors import BenchError
@@ -88,6 +89,60 @@ def test_only_the_named_ones_go_out(tmp_path):
 )
 def test_what_nothing_here_would_use_is_refused(changes, reason, tmp_path, monkeypatch):
     made(**changes)
+    weights.export(tmp_path / "out")
+    elsewhere(monkeypatch, tmp_path)
+    answer = run("import", tmp_path / "out")
+    assert answer.exit_code == 1 and reason in answer.stderr
+    assert weights.kept() == []
+
+
+FOR_A = classifiers.key("digits", "all", 0)
+LIKE_B = substitutes.described("B", "hash of what was asked", "digits", "all")[1]
+LIKE_KMEANS = surrogate.described("kmeans", "hash of what it answers", "digits", "all", 10_000)[1]
+
+
+def net(name: str, module: nn.Module, key: Mapping[str, object]) -> Path:
+    """A file of a net of the harness's own, untrained."""
+    training.load_or_fit(module, name, key, lambda generator, progress: None, Progress())
+    return training.weights_path(name, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "key"),
+    [
+        ("classifier_E", classifiers.build("E"), FOR_A),
+        ("substitute_B", substitutes.Substitute(classifiers.build("B"), torch.device("cpu")), LIKE_B),
+        ("surrogate_kmeans", surrogate.Surrogate(1), LIKE_KMEANS),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_nets_of_the_harness_come_in_as_they_are_trained_here(name, module, key, tmp_path, monkeypatch):
+    path = net(name, module, key)
+    weights.export(tmp_path / "out")
+    elsewhere(monkeypatch, tmp_path)
+    assert f"{path.name}: taken" in run("import", tmp_path / "out").output
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "reason"),
+    [
+        ("classifier_Z", FOR_A, "no classifier is called 'Z'"),
+        ("substitute_Z", LIKE_B, "no classifier is called 'Z'"),
+        ("surrogate_kmeens", LIKE_KMEANS, "did you mean kmeans"),
+        ("classifier_A", {**FOR_A, "dataset": "mnst"}, "did you mean mnist"),
+        ("classifier_A", {**FOR_A, "recipe": {"epochs": 400}}, 'recipe is {"epochs": 400}, expected {"batch_size"'),
+        ("classifier_A", {**FOR_A, "seed": "0"}, 'seed is "0", expected 0'),
+        ("classifier_A", {**FOR_A, "trick": 1}, "trick is 1, expected nothing"),
+        ("classifier_A", LIKE_B, "compared is 1000, expected nothing"),
+        ("substitute_B", {**LIKE_B, "version": 0}, f"version is 0, expected {substitutes.VERSION}"),
+        ("surrogate_kmeans", {**LIKE_KMEANS, "examples": 7}, "examples is 7, expected 10000; train it again"),
+        ("classifier_A", FOR_A, "does not fit the module"),
+        ("substitute_B", LIKE_B, "does not fit the module"),
+        ("surrogate_kmeans", LIKE_KMEANS, "does not fit the module"),
+    ],
+)
+def test_a_net_that_this_version_does_not_train_so_is_refused(name, key, reason, tmp_path, monkeypatch):
+    net(name, nn.Linear(2, 1), key)
     weights.export(tmp_path / "out")
     elsewhere(monkeypatch, tmp_path)
     answer = run("import", tmp_path / "out")
