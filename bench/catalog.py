@@ -110,9 +110,9 @@ def _two_gradients(steps: int = 100, restarts: int = 1, targets: int = 0, **othe
     return 1 + runs * (steps + 1), runs * 2 * steps
 
 
-def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
-    """A look at the clean image, then a run for each class that is aimed at."""
-    forward, backward = _iterative(steps)(restarts=targets)
+def _targeted(steps: int = 100, targets: int = 9, searches: int = 1, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then a run for each search towards each class that is aimed at."""
+    forward, backward = _iterative(steps)(restarts=targets * searches)
     return 1 + forward, backward
 
 
