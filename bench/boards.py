@@ -205,14 +205,19 @@ def _quick(dataset: str, r: _Radii) -> Protocol:
 
 def _as_a_class(steps: int, eot: int, full: bool) -> list[AttackSpec]:
     """What the GM-VAE's authors ran on it: the nearest image that passes for another class, for all nine, and noise
-    that passes for one; the former also with the covariance as printed. For defenses that expect something of a class.
+    that passes for one. The former with a weight of the change that is searched, which is ours; with the paper's; and
+    with the covariance as printed, too. For defenses that expect something of a class.
     """
     usual: tuple[tuple[str, Value], ...] = (("eot", eot), ("steps", steps), ("targets", 9))
+    searched = (("eot", eot), ("searches", 3), *usual[1:])
     printed = (("covariance", "printed"), *usual)
     noise = (("eot", eot), ("steps", 2 * steps), ("targets", 1))
     few = None if full else 40
     return [
-        AttackSpec("towards_class", "rejection", params=usual, route="autograd", n_examples=few),
+        AttackSpec("towards_class", "rejection", params=searched, route="autograd", n_examples=few),
+        AttackSpec(
+            "towards_class", "rejection", params=usual, route="autograd", n_examples=few, variant="as-published"
+        ),
         AttackSpec(
             "towards_class", "rejection", params=printed, route="autograd", n_examples=few and 20, variant="printed"
         ),
@@ -243,6 +248,12 @@ def _past_detectors(
             specs.append(AttackSpec(attack, "rejection", "linf", eps, twice, "autograd", variant="twice"))
         if eps in hard:
             specs += [AttackSpec("apgd_margin", "white_box", "linf", eps, usual, route) for route in ROUTES[:2]]
+            aimed = (*usual, ("targets", 5))
+            specs.append(
+                AttackSpec(
+                    "lagrangian_pgd", "rejection", "linf", eps, aimed, "autograd", n_examples=100, variant="targets"
+                )
+            )
             asked = (("eot", eot), ("queries", 5 * steps))
             specs.append(AttackSpec("accepted_square", "query", "linf", eps, asked, n_examples=100))
     specs += _as_a_class(steps, eot, len(hard) > 1)

@@ -103,15 +103,16 @@ def _in_steps(steps: int = 40, one_gradient: bool = False, **other: object) -> t
     return _iterative(1 if one_gradient else steps)()
 
 
-def _two_gradients(steps: int = 100, restarts: int = 1, **other: object) -> tuple[int, int]:
-    """A look at the clean image, then for each restart one at the start and after each step, each but the last with two
-    backward passes."""
-    return 1 + restarts * (steps + 1), restarts * 2 * steps
+def _two_gradients(steps: int = 100, restarts: int = 1, targets: int = 0, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then for each restart, and each class that is aimed at, one at the start and after
+    each step, each but the last with two backward passes."""
+    runs = restarts * max(targets, 1)
+    return 1 + runs * (steps + 1), runs * 2 * steps
 
 
-def _targeted(steps: int = 100, targets: int = 9, **other: object) -> tuple[int, int]:
-    """A look at the clean image, then a run for each class that is aimed at."""
-    forward, backward = _iterative(steps)(restarts=targets)
+def _targeted(steps: int = 100, targets: int = 9, searches: int = 1, **other: object) -> tuple[int, int]:
+    """A look at the clean image, then a run for each search towards each class that is aimed at."""
+    forward, backward = _iterative(steps)(restarts=targets * searches)
     return 1 + forward, backward
 
 
@@ -357,7 +358,7 @@ ATTACKS: Mapping[str, AttackInfo] = MappingProxyType(
             "https://arxiv.org/abs/1902.07623", cost=_single_pixel,
         ),
         "lagrangian_pgd": AttackInfo(
-            "bench.attacks.acceptance:accepted_pgd", 1, ("linf", "l2"),
+            "bench.attacks.acceptance:accepted_pgd", 2, ("linf", "l2"),
             "PGD towards a wrong answer that is accepted, with a multiplier for each image",
             "https://arxiv.org/abs/1705.07263", cost=_two_gradients, fixed={"rule": "lagrangian"}, past_detector=True,
         ),

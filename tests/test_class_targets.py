@@ -106,6 +106,43 @@ def test_the_nearest_accepted_image_of_any_wrong_class_is_found(images):
     assert not strict.broken.any()  # the noise of the images itself is refused
 
 
+def test_a_weight_of_the_change_that_is_searched_breaks_what_the_weight_of_one_leaves_refused(images):
+    """With exponents of 1 and a weight of 1 the code ends 1 / (1 + 16 / 36) of its way before the mean."""
+
+    class Strict(Linear):
+        """Accepts a twentieth of the way."""
+
+        def rejection_score(self, images: Tensor, generator: Generator) -> Tensor:
+            return 20 * super().rejection_score(images, generator)
+
+    defense = Strict(radius=6.0)
+    how = {"targets": 1, "steps": 150, "learning_rate": 0.005, "code_exponent": 1.0, "error_exponent": 1.0}
+    fixed, light, searched, longer = (
+        attacked("towards_class", defense, images, **how, **given)
+        for given in ({}, {"change_weight": 0.01}, {"searches": 3}, {"searches": 5})
+    )
+    assert not fixed.broken.any() and light.broken.all() and searched.broken.all() and longer.broken.all()
+    assert (away(longer, images) <= away(searched, images)).all()
+    nearest = (defense.distances(images[0])[:, 1:].min(dim=1).values - 0.3) / GAIN
+    assert (away(searched, images) >= nearest - 1e-9).all() and (away(longer, images) <= 1.4 * nearest).all()
+
+
+@pytest.mark.parametrize("searches", [1, 3])
+def test_it_costs_the_rows_that_the_catalog_says(searches, images):
+    target = threat.class_acceptance(Linear(), threshold=1.0, eot=1, seed_parts=())
+    noise = draws.ImageDraws.derived(torch.arange(len(images[0])), "test")
+    given = {"targets": 2, "steps": 5, "searches": searches}
+    attacks.get("towards_class")(target, *images, draws=noise, **given)
+    forward, backward = (rows * len(images[0]) for rows in ATTACKS["towards_class"].cost(**given))
+    assert (target.forward_rows, target.backward_rows) == (forward, backward)
+
+
+@pytest.mark.parametrize("wrong", [{"searches": 0}, {"change_weight": 0.0}])
+def test_weights_that_make_no_sense_are_refused(wrong, images):
+    with pytest.raises(ValueError, match="change_weight > 0 and searches >= 1"):
+        attacked("towards_class", Linear(), images, **wrong)
+
+
 def test_the_harness_threshold_widens_what_is_accepted(images):
     defense = Linear(radius=0.3)
     reached = [
