@@ -330,7 +330,7 @@ def test_the_commands_of_a_submission_are_those_that_install_it(tmp_path: Path) 
 
 
 def test_a_defense_names_the_tables_that_print_it() -> None:
-    found = defense_page.printed(paper_tables([]), "defense_vae")
+    found = defense_page.printed(paper_tables([]), "mad_vae_vanilla")
     assert {one.defense for one in found} == {"MAD-VAE vanilla (Defense-VAE)"}
     assert sum(one.numbers for one in found) == 13 and not any(one.measured for one in found)
     assert defense_page.printed(paper_tables([]), "kmeans") == []

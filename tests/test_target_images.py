@@ -23,7 +23,8 @@ class Pixels:
     """A model of its logits whose codes are the pixels in a row, off by a half, and which knows some images."""
 
     def __init__(self, logits: Logits, known: tuple[Tensor, Tensor]) -> None:
-        self._logits, (self.known_images, self.known_labels) = logits, known
+        self._logits = self.classifier = logits
+        self.known_images, self.known_labels = known
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._logits(images.clone())
