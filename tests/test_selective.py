@@ -322,6 +322,6 @@ class TestMeasured:
         assert refusals.refusals(tables.board(ASKED.id, cells)) == []
 
     def test_refusing_at_random_gains_nothing(self, tmp_path, monkeypatch):
-        cells = self.measure(RefusesAtRandom, tmp_path, monkeypatch, tracks=["clean", "rejection"])
+        cells = self.measure(RefusesAtRandom, tmp_path, monkeypatch, attacks=["none", "lagrangian_pgd"])
         found = self.at_the_largest_radius(cells, "1%")
         assert found.wrong > 0.9 and found.refused < 0.1

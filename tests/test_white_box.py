@@ -47,9 +47,10 @@ WHITE = replace(
 pytestmark = [pytest.mark.usefixtures("trained_home"), pytest.mark.slow]
 
 
-def measure(cls: type[Defense] | str, records: Path) -> dict[str, Cell]:
+def measure(cls: type[Defense] | str, records: Path, n_examples: int = 32) -> dict[str, Cell]:
     """The cells by route; "" is the clean one."""
-    return {cell.record.route: cell for cell in evaluate(cls, WHITE, records=records, contract=False)}
+    asked = replace(WHITE, n_examples=n_examples)
+    return {cell.record.route: cell for cell in evaluate(cls, asked, records=records, contract=False)}
 
 
 def accuracy(cell: Cell) -> float:
@@ -101,7 +102,7 @@ def test_two_runs_of_a_random_defense_agree_to_the_byte(tmp_path, monkeypatch):
     runs = []
     for name in ("first", "second"):
         monkeypatch.setenv("PURIFYBENCH_HOME", str(tmp_path / name / "home"))
-        cells = measure(Noise, tmp_path / name / "records")
+        cells = measure(Noise, tmp_path / name / "records", n_examples=8)
         runs.append([(cell.record.lasting(), cell.outcomes.sha256()) for cell in cells.values()])
     assert runs[0] == runs[1]
 
