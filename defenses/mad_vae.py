@@ -43,8 +43,9 @@ class MADVAE(VAEPurifier):
     Unlike the code, whose second head is the standard deviation itself and may be negative, that head is the
     log-variance, and encoder and decoder are clipped together. The `paper` recipe makes nine sets of the training
     images on the bare classifier, with the true labels: FGSM and R-FGSM at eps .25, .3, .35, CW at confidence 5, 10, 15
-    (nine searches of 1,500 steps); the code adds R-FGSM's first noise without a sign, we with it. `fast` has half the
-    width, Defense-VAE's pairs, batches of 128 and a rate that falls along a cosine for 3 epochs.
+    (nine searches of 1,500 steps). There the code adds R-FGSM's first noise without a sign, we with it; its CW begins
+    its searches at the constant 1e-3, ours at 1; and its centres' rates stop falling at 1e-5, ours do not. `fast` has
+    half the width, Defense-VAE's pairs, batches of 128 and a rate that falls along a cosine for 3 epochs.
     """
 
     title = "MAD-VAE"
