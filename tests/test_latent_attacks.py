@@ -188,6 +188,17 @@ class TestOverpowered:
         clear = (distance - 0.3).abs() > 0.02
         assert torch.equal(narrow[clear], (distance < 0.3)[clear])
 
+    @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+    def test_an_answer_that_is_no_number_is_no_shelter(self, images, value):
+        """It is wrong when it is scored: an image inside the bound with such an answer must not be given up."""
+
+        class Sheltered(Linear):
+            def logits(self, images: Tensor, generator: Generator) -> Tensor:
+                return super().logits(images, generator) + torch.tensor([value, 0.0], dtype=images.dtype)
+
+        found = attacked("overpowered", Sheltered(), images, rho=0.0, bound=0.8, steps=60, learning_rate=0.02)
+        assert found.told["in_bound"].min() == found.told["fooled"].min() == 1
+
     def test_where_the_bound_is_out_of_reach_the_nearest_version_comes_back(self, images):
         """Of images beside the span of the rows what is drawn stays 0.2 away; a bound of 0.1 holds nothing."""
         beside = torch.linalg.qr(torch.cat([ROWS, torch.eye(16, dtype=torch.float64)[:1]]).T).Q[:, -1]

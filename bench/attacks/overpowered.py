@@ -8,6 +8,7 @@ our own form demands both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -160,28 +161,36 @@ def _noise(draws: ImageDraws, rho: float, images: Tensor, *shape: int) -> Tensor
 
 
 def _gap(model: ThroughCodes, drawn: Tensor, labels: Tensor, noise: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
-    """The mean over the noise (N, R, D, C, H, W) of the true logit minus the best other one at the images `drawn`
-    (N, R, C, H, W), (N, R), and its gradient there (zero unless `learning`)."""
-    n, copies, several = noise.shape[:3]
-    with torch.set_grad_enabled(learning):
-        centre = drawn.detach().requires_grad_(learning)
+    """The mean over the noise (N, R, D, C, H, W) of the classifier's margin at the images `drawn` (N, R, C, H, W),
+    (N, R), and its gradient there (zero unless `learning`)."""
+    several = noise.shape[2]
+
+    def margin(centre: Tensor) -> Tensor:
         logits = model.classify((centre.unsqueeze(2) + noise).flatten(0, 2))
-        gaps = losses.true_gap(logits, labels.repeat_interleave(copies * several)).view(n, copies, several)
-        gap = gaps.mean(dim=2)
-        gradient = gradient_of(gap, centre) if learning else torch.zeros_like(drawn)
-    return gap.detach(), gradient
+        gaps = losses.true_gap(logits, labels.repeat_interleave(noise.shape[1] * several))
+        return gaps.view(noise.shape[:3]).mean(dim=2)
+
+    return _looked(margin, drawn, learning)
 
 
 def _own_gap(model: ThroughCodes, drawn: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
-    """The whole defense's margin at the images `drawn` (N, R, C, H, W), the mean over its draws, (N, R), and its
-    gradient there (zero unless `learning`). An answer that is not finite counts as fooled."""
-    n, copies = drawn.shape[:2]
+    """The same of the whole defense, the mean over its draws. An answer that is not finite counts as fooled."""
+
+    def margin(images: Tensor) -> Tensor:
+        gaps = losses.true_gap(model(images.flatten(0, 1)), labels.repeat_interleave(drawn.shape[1]))
+        return losses.mean_over_draws(gaps).view(drawn.shape[:2])
+
+    gap, gradient = _looked(margin, drawn, learning)
+    return torch.where(gap.isfinite(), gap, -FAR), gradient
+
+
+def _looked(margin: Callable[[Tensor], Tensor], drawn: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+    """A margin (N, R): the true logit minus the best other one at the images `drawn`, and its gradient there."""
     with torch.set_grad_enabled(learning):
         images = drawn.detach().requires_grad_(learning)
-        gaps = losses.true_gap(model(images.flatten(0, 1)), labels.repeat_interleave(copies))
-        gap = losses.mean_over_draws(gaps).view(n, copies)
+        gap = margin(images)
         gradient = gradient_of(gap, images) if learning else torch.zeros_like(drawn)
-    return torch.nan_to_num(gap.detach(), nan=-FAR), gradient
+    return gap.detach(), gradient
 
 
 def _checked(model: ThroughCodes, drawn: Tensor, labels: Tensor, checks: Tensor, asked: Tensor) -> Tensor:
